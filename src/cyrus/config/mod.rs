@@ -1,0 +1,1 @@
+//! XXX imapd.conf

@@ -1,0 +1,12 @@
+//! What Cyrus defines whether or not backups exist.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod dlist;
+pub mod guid;
+pub mod master;
+pub mod mboxname;
+pub mod partition;
+pub mod sync;
+pub mod syslog;
+pub mod twoskip;

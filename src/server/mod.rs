@@ -1,0 +1,9 @@
+//! Sockets and threads: turns a command into calls on the store.
+#![forbid(unsafe_code)]
+
+pub mod apply;
+pub mod auth;
+pub mod get;
+pub mod listen;
+pub mod session;
+pub mod supervisor;

@@ -1,0 +1,15 @@
+//! One backup on disk: lock, log, index, catalogue. Has never heard of a socket.
+#![forbid(unsafe_code)]
+
+pub mod backup;
+pub mod catalog;
+pub mod file;
+pub mod gzip;
+pub mod index;
+pub mod line;
+pub mod lock;
+pub mod log;
+pub mod reader;
+pub mod reindex;
+pub mod spool;
+pub mod staging;

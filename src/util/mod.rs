@@ -1,0 +1,6 @@
+//! Small and total helpers that have never heard of mail.
+#![forbid(unsafe_code)]
+
+pub mod hex;
+pub mod progress;
+pub mod time;

@@ -1,0 +1,1 @@
+//! Progress of long work, shown on a terminal only.

@@ -1,0 +1,1 @@
+//! Store and server through the library.
