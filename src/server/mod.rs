@@ -6,4 +6,6 @@ pub mod auth;
 pub mod get;
 pub mod listen;
 pub mod session;
+pub mod stop;
+pub mod stream;
 pub mod supervisor;
