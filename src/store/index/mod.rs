@@ -163,6 +163,21 @@ impl Index {
         self.run("BEGIN DEFERRED")
     }
 
+    /// Marks a place inside the transaction.
+    pub fn savepoint(&self, name: &str) -> Result<()> {
+        self.run(&format!("SAVEPOINT {name}"))
+    }
+
+    /// Keeps what was entered since the mark, and removes the mark.
+    pub fn release(&self, name: &str) -> Result<()> {
+        self.run(&format!("RELEASE {name}"))
+    }
+
+    /// Forgets what was entered since the mark, and keeps the mark.
+    pub fn rollback_to(&self, name: &str) -> Result<()> {
+        self.run(&format!("ROLLBACK TO {name}"))
+    }
+
     fn run(&self, sql: &str) -> Result<()> {
         self.conn.execute_batch(sql).map_err(|e| self.error(e))
     }
