@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod passwd;
+pub mod serve;
 
 /// Runs the program with the process' arguments and returns its exit status.
 pub fn main() -> std::process::ExitCode {

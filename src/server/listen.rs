@@ -138,7 +138,7 @@ enum Origin {
 
 impl Listener {
     /// One that somebody else opened.
-    fn inherited(socket: OwnedFd, name: String) -> Result<Listener> {
+    pub(crate) fn inherited(socket: OwnedFd, name: String) -> Result<Listener> {
         let family = fd::listening(socket.as_fd());
         let socket = match family {
             Ok(Some(Family::Inet)) => Socket::Tcp(socket.into()),

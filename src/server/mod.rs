@@ -1,6 +1,7 @@
 //! Sockets and threads: turns a command into calls on the store.
 #![forbid(unsafe_code)]
 
+pub mod acceptor;
 pub mod apply;
 pub mod auth;
 pub mod get;

@@ -127,7 +127,7 @@ impl Stop {
     pub fn deadline(&self, drain: Duration) -> Option<Instant> {
         match self.draining()? {
             (_, DrainKind::Hup) => None,
-            (since, DrainKind::Term) => Some(since + drain),
+            (since, DrainKind::Term) => since.checked_add(drain),
         }
     }
 
