@@ -104,7 +104,9 @@ impl Backup {
                 .try_clone()
                 .map_err(|e| Error::io("cannot open", e).at(path))?,
         );
-        let len = file.len().map_err(|e| Error::io("cannot read", e).at(path))?;
+        let len = file
+            .len()
+            .map_err(|e| Error::io("cannot read", e).at(path))?;
         let opened = recover(&file, path, len).map_err(|e| e.at(path))?;
         Ok(Backup {
             log: Log::new(Arc::clone(&file), opened.end, settings.level),
@@ -517,7 +519,8 @@ impl Backup {
             return Err(Error::new(Kind::Internal, "no body was begun"));
         };
         let room = LOOKED_AT - body.start.len();
-        body.start.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        body.start
+            .extend_from_slice(&bytes[..bytes.len().min(room)]);
         body.written += bytes.len() as u64;
         let done = self.log.append(bytes);
         self.settle(done)
@@ -583,7 +586,12 @@ impl Backup {
     /// undoes the unit: the log is as at the last durable point.
     pub fn evict(
         &mut self,
-        each: &mut dyn FnMut(Guid, &str, u64, &mut dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>) -> Result<()>,
+        each: &mut dyn FnMut(
+            Guid,
+            &str,
+            u64,
+            &mut dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+        ) -> Result<()>,
     ) -> Result<()> {
         let done = self.evict_inner(each);
         self.abort();
@@ -592,7 +600,12 @@ impl Backup {
 
     fn evict_inner(
         &mut self,
-        each: &mut dyn FnMut(Guid, &str, u64, &mut dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>) -> Result<()>,
+        each: &mut dyn FnMut(
+            Guid,
+            &str,
+            u64,
+            &mut dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+        ) -> Result<()>,
     ) -> Result<()> {
         let Some(unit) = &self.unit else {
             return Ok(());
@@ -629,7 +642,10 @@ struct Opened {
 
 /// The generation named in the first member, `None` in a log that is not (yet) ours.
 pub fn generation(file: &dyn LogFile) -> Result<Option<String>> {
-    let mut parser = Parser::new(MemberReader::new(FileReader::new(file, 0)), Limits::default());
+    let mut parser = Parser::new(
+        MemberReader::new(FileReader::new(file, 0)),
+        Limits::default(),
+    );
     let mut read = || -> Result<Option<String>> {
         parser.word(|b| b != b'\n')?;
         parser.end_line()?;
@@ -761,12 +777,7 @@ fn catch_up(
 }
 
 /// Builds a new index from the whole log.
-fn rebuild(
-    file: &Arc<dyn LogFile>,
-    path: &Path,
-    index_path: &Path,
-    len: u64,
-) -> Result<Opened> {
+fn rebuild(file: &Arc<dyn LogFile>, path: &Path, index_path: &Path, len: u64) -> Result<Opened> {
     let index = Index::create(index_path)?;
     index.begin()?;
     let from = From {
@@ -814,8 +825,7 @@ fn starts_as_member(file: &dyn LogFile) -> Result<bool> {
 }
 
 fn done(file: &dyn LogFile, index: &Index, end: u64, stamp: i64) -> Result<()> {
-    file.sync_data()
-        .map_err(|e| Error::io("cannot sync", e))?;
+    file.sync_data().map_err(|e| Error::io("cannot sync", e))?;
     index.set_meta("acknowledged", end as i64)?;
     index.set_meta("acknowledged_plain", 0)?;
     index.set_meta("stamp", stamp)?;

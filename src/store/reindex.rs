@@ -212,7 +212,11 @@ fn member(
     }
 }
 
-fn parser_end(parser: Parser<MemberReader<FileReader<'_>>>, out: &mut Entered, offset: u64) -> Option<u64> {
+fn parser_end(
+    parser: Parser<MemberReader<FileReader<'_>>>,
+    out: &mut Entered,
+    offset: u64,
+) -> Option<u64> {
     match parser.into_inner().end() {
         Ok(MemberEnd::Sealed { compressed_len }) => Some(compressed_len),
         _ => {
