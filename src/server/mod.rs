@@ -4,6 +4,8 @@
 pub mod acceptor;
 pub mod apply;
 pub mod auth;
+pub mod held;
+pub mod shared;
 pub mod get;
 pub mod listen;
 pub mod session;
