@@ -1,1 +1,3 @@
 //! Store and server through the library.
+
+mod twoskip;
