@@ -231,6 +231,7 @@ fn ten_thousand_of_ours_are_read_changed_and_repacked_by_theirs() {
     // Theirs go on with it and replace the file; ours, still open, follows.
     bench.tool(&["delete", &key(3)]);
     expected.remove(&key(3));
+    let repacks = generation(&bench.path());
     bench.tool(&["repack"]);
     assert_eq!(generation(&bench.path()), repacks + 1);
     set(&mut db, "after", "repack");
@@ -293,7 +294,18 @@ fn theirs_is_read_and_changed_by_ours() {
     Bench::finish(bench.feed(&[], "set", &sets));
     Bench::finish(bench.feed(&[], "delete", &deletes));
     bench.agree(&expected);
+    // Neighbours, upwards and downwards: a deleted one before and after a deleted one.
+    let neighbours: Vec<String> = expected.keys().skip(100).take(60).cloned().collect();
+    let (up, down) = neighbours.split_at(30);
+    let order: Vec<_> = up.iter().chain(down.iter().rev()).cloned().collect();
+    Bench::finish(bench.feed(&[], "delete", &(order.join("\n") + "\n")));
+    expected.retain(|key, _| !neighbours.contains(key));
+    bench.agree(&expected);
     let mut db = bench.open();
+    for key in order.iter().step_by(2) {
+        set(&mut db, key, "back");
+        expected.insert(key.clone(), "back".into());
+    }
     for i in 0..500 {
         set(&mut db, &key(i * 2), "ours");
         expected.insert(key(i * 2), "ours".into());
