@@ -6,7 +6,7 @@
 //! waits for the sessions, which end themselves; those still there some seconds after their time are cut off. A
 //! second TERM ends the process at once, whatever it is doing.
 //!
-//! What master hears (facts of master/master.c): 4 for each connection, which it only counts; 2 when draining, which
+//! What master hears (Cyrus 3.6 master/master.c): 4 for each connection, which it only counts; 2 when draining, which
 //! makes it count us as busy and so fork the process that `prefork=1 maxchild=2` asks for, while we are still here.
 
 use std::collections::HashMap;
