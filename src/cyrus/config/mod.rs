@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+pub use access::Rename;
 mod load;
 pub mod options;
 pub mod parse;
