@@ -7,7 +7,7 @@ for what it sends to, compare.py for what "equal" means, logfile.py for the byte
 from . import compare, dlist, logfile, sandbox
 from .csync import Csync, Refused
 from .receiver import receiver
-from .rig import Rig, start_rig
+from .rig import Rig, inject, start_rig
 from .sandbox import free_port, run as run_command, temp_dir, wait_for
 from .server import PASSWORD, Cyrus, message
 from .tap import (

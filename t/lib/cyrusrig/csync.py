@@ -27,9 +27,6 @@ class _Wire(dlist.Buffer):
         self.sock = sock
 
     def more(self):
-        if self.at > 1 << 20:
-            del self.data[: self.at]
-            self.at = 0
         piece = self.sock.recv(1 << 18)
         if not piece:
             raise EOFError("connection closed by the server")
@@ -40,15 +37,10 @@ class _Wire(dlist.Buffer):
         self.take(1)
         return text.rstrip(b"\r")
 
-    def until(self, stops):
-        # `more` may move the buffer, so collect instead of remembering a start.
-        out = bytearray()
-        while True:
-            byte = self.peek()
-            if byte in stops:
-                return bytes(out)
-            out.append(byte)
-            self.at += 1
+    def forget(self):
+        """Drop what was read; called between commands."""
+        del self.data[: self.at]
+        self.at = 0
 
 
 class Csync:
@@ -72,6 +64,7 @@ class Csync:
                 break
 
     def send(self, data):
+        self.wire.forget()
         self.sock.sendall(data)
 
     def answer(self):

@@ -6,6 +6,8 @@ with its backslash, a file is a `File`. `read_item` takes any object with
 `peek()`, `take(n)` and `line_end()`; `Buffer` is the one over bytes in memory.
 """
 
+import re
+
 
 class File:
     """A message body on the wire: `%{partition guid size}` and its bytes."""
@@ -47,15 +49,19 @@ class Buffer:
 
     def until(self, stops):
         """The bytes before the first of `stops`, which is left unread."""
-        start = self.at
+        pattern = _patterns.get(stops)
+        if pattern is None:
+            pattern = _patterns[stops] = re.compile(b"[^" + re.escape(stops) + b"]*")
         while True:
-            if self.at >= len(self.data):
-                self.more()
-            if self.data[self.at] in stops:
-                return bytes(self.data[start : self.at])
-            self.at += 1
+            end = pattern.match(self.data, self.at).end()
+            if end < len(self.data):
+                found = bytes(self.data[self.at : end])
+                self.at = end
+                return found
+            self.more()
 
 
+_patterns = {}
 SPACE = b" \t\r\n"
 STOPS = b' \t\r\n()"'
 

@@ -14,9 +14,10 @@ import json
 import os
 import shutil
 import sqlite3
+import time
 
 from . import sandbox, server
-from .csync import VIRTUAL, Csync
+from .csync import VIRTUAL, Csync, Refused
 from .sandbox import BIN, Process, make_dir, run, wait_for, write
 from .tap import RECEIVER, Skip
 
@@ -61,7 +62,7 @@ class Base:
         self.start()
 
     def recent_log(self, lines=25):
-        return "\n".join(sandbox.syslog_text(self.tag).splitlines()[-lines:])
+        return sandbox.recent(self.tag, lines)
 
     def listing(self, users=(), shared=()):
         return self.dump(users, shared)["mailboxes"]
@@ -112,7 +113,7 @@ class _Backup(Base):
         self.conf = self.dir + "/imapd.conf"
         self.socket = self.dir + "/sock/backup"
         self.process = None
-        for part in ("tree/conf/db", "tree/conf/proc", "tree/conf/lock", "tree/backup", "sock", "tmp", "log"):
+        for part in ("tree/conf/db", "tree/conf/proc", "tree/conf/lock", "tree/conf/socket", "tree/backup", "sock", "tmp", "log"):
             make_dir(self.dir + "/" + part)
         self.lines = {
             "configdirectory": self.tree + "/conf",
@@ -149,11 +150,18 @@ class _Backup(Base):
         return Csync(self.socket)
 
     def dump(self, users=(), shared=()):
-        wire = self.csync()
-        try:
-            return wire.dump(users, shared)
-        finally:
-            wire.close()
+        # A writer may hold the backup for a moment, the old one until it is idle.
+        end = time.monotonic() + 15
+        while True:
+            wire = self.csync()
+            try:
+                return wire.dump(users, shared)
+            except Refused as why:
+                if "LOCKED" not in str(why) or time.monotonic() > end:
+                    raise
+            finally:
+                wire.close()
+            time.sleep(0.5)
 
     def data_file(self, user):
         """From backups.db, as Debian's own tool reads it."""

@@ -1,6 +1,9 @@
 """One IMAP server and one receiver, and the assertions every test makes of them."""
 
-from . import compare, logfile, sandbox
+import hashlib
+import time
+
+from . import compare, dlist, logfile, sandbox
 from .receiver import receiver
 from .server import Cyrus
 from .tap import Failed, Skip, expect_none
@@ -12,10 +15,24 @@ class Rig:
     def __init__(self, cyrus, to):
         self.cyrus = cyrus
         self.to = to
+        self.heard = {}
 
     def close(self):
         self.cyrus.stop()
         self.to.stop()
+
+    def why(self):
+        """For a failing case: what both sides said since it began."""
+        lines = []
+        for tag, before in self.heard.items():
+            text = sandbox.recent(tag, 100000).splitlines()
+            lines += text[before:][-12:]
+        return lines
+
+    def begin(self):
+        """Called before each case: what is in the log now is not its doing."""
+        tags = (self.cyrus.tag, getattr(self.to, "cyrus", self.to).tag)
+        self.heard = {tag: len(sandbox.recent(tag, 100000).splitlines()) for tag in tags}
 
     def whole(self, *users, shared=(), to=None, state=None, bodies=True, ignore=()):
         """Assert that the receiver lists what the server holds, all of it, in its
@@ -73,6 +90,28 @@ class Rig:
         """Assert that the IMAP server is what it was."""
         after = self.cyrus.state(users, shared)
         expect_none(compare.states(before, after), "the IMAP server before and after")
+
+
+def inject(cyrus, mboxname, bodies):
+    """Put messages into a mailbox as a replication master would: bodies that APPEND
+    refuses (empty, NUL, no header) but that old spools and other ways in do hold."""
+    wire = cyrus.csync()
+    try:
+        for body in bodies:
+            guid = hashlib.sha1(body).hexdigest()
+            wire.command("APPLY MESSAGE", [dlist.File("default", guid, body)])
+            box = wire.command("GET MAILBOXES", [mboxname])[0][1]
+            now = int(time.time())
+            for key in ("SYNC_CRC", "SYNC_CRC_ANNOT", "XCONVMODSEQ"):
+                box.pop(key, None)
+            box["LAST_UID"] = int(box["LAST_UID"]) + 1
+            box["HIGHESTMODSEQ"] = int(box["HIGHESTMODSEQ"]) + 1
+            record = {"UID": box["LAST_UID"], "MODSEQ": box["HIGHESTMODSEQ"], "LAST_UPDATED": now}
+            record.update({"FLAGS": [], "INTERNALDATE": now, "SIZE": len(body), "GUID": guid})
+            box["RECORD"] = [record]
+            wire.command("APPLY MAILBOX", box)
+    finally:
+        wire.close()
 
 
 def owner(mboxname):

@@ -10,6 +10,7 @@ import fcntl
 import grp
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -291,7 +292,16 @@ def syslog_text(prefix):
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    return "\n".join(line for line in lines if prefix in line)
+    return "\n".join(line for line in lines if prefix + "/" in line)
+
+
+_NOISE = re.compile(r"ctl_cyrusdb|checkpointed|login: |USAGE |IDLE: error|skipstamp|locking disabled|: executed|about to exec|creating sql_db")
+
+
+def recent(prefix, lines=25):
+    """The last lines of an instance that may tell why something failed."""
+    text = [line for line in syslog_text(prefix).splitlines() if not _NOISE.search(line)]
+    return "\n".join(text[-lines:])
 
 
 _SINK = r"""

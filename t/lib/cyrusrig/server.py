@@ -10,6 +10,7 @@ Passwords are all `secret`; `admin` is the administrator. Nothing reads /etc/ima
 every command line carries its own `-C`, because master does not pass it on.
 """
 
+import json
 import os
 import shutil
 import socket
@@ -18,6 +19,7 @@ import time
 from . import sandbox
 from .csync import Csync
 from .imap import Imap
+from .tap import Failed
 from .sandbox import BIN, Process, Result, make_dir, run, wait_for, write
 
 PASSWORD = "secret"
@@ -52,7 +54,7 @@ class Cyrus:
         for part in ("sock", "tmp", "log"):
             make_dir("%s/%s" % (self.dir, part))
         # Locks and the like are made at start-up: a tree restored from a copy has all it needs.
-        for part in ("db", "proc", "lock", "log", "sync", "user", "quota", "ptclient"):
+        for part in ("db", "proc", "lock", "log", "sync", "user", "quota", "ptclient", "socket"):
             make_dir("%s/%s" % (self.config, part))
         for channel in self.channels:
             if channel:
@@ -250,7 +252,7 @@ class Cyrus:
         done = self.tool("ctl_mboxlist", "-d")
         if done.code != 0:
             raise RuntimeError(str(done))
-        return [line.split("\t")[0] for line in done.out.splitlines() if line.strip()]
+        return sorted(json.loads(done.out))
 
     def shared_names(self):
         """Internal names of mailboxes without an owner."""
@@ -309,10 +311,13 @@ class Cyrus:
             done = self.sync(receiver, *args, **options)
             if done.code == 0:
                 return done
-        raise RuntimeError("%s\n%s\n%s" % (done, self.recent_log(), receiver.recent_log()))
+        raise Failed(
+            "sync_client %s: %s" % (" ".join(args), "time limit" if done.code is None else "exit %d" % done.code),
+            (done.err + self.recent_log() + "\n" + receiver.recent_log()).splitlines(),
+        )
 
     def recent_log(self, lines=25):
-        return "\n".join(self.syslog().splitlines()[-lines:])
+        return sandbox.recent(self.tag, lines)
 
     def rolling(self, receiver, channel="", **options):
         """Start a rolling client in the foreground of a process of ours."""
@@ -365,15 +370,15 @@ class Rolling:
         return [n for n in names if n == "log" or n.startswith("log-")]
 
     def drain(self, timeout=30):
-        """Wait until nothing is pending for a moment; raises TimeoutError."""
+        """Wait until nothing is pending for a moment; raises Failed."""
         end = time.monotonic() + timeout
         quiet = 0
         while quiet < 3:
             quiet = 0 if self.pending() else quiet + 1
             if time.monotonic() > end:
-                raise TimeoutError(
-                    "rolling client has not drained (%s, %s)\n%s"
-                    % (self.pending(), "running" if self.running() else "gone", self.cyrus.recent_log())
+                raise Failed(
+                    "rolling client has not drained (%s, %s)" % (self.pending(), "running" if self.running() else "gone"),
+                    self.cyrus.recent_log().splitlines(),
                 )
             time.sleep(0.2)
 

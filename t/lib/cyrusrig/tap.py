@@ -120,6 +120,8 @@ def run(setup=None, teardown=None, time_limit=600):
                 )
                 continue
             began = time.monotonic()
+            if hasattr(argument, "begin"):
+                argument.begin()
             try:
                 function(argument) if setup else function()
                 spent = time.monotonic() - began
@@ -133,6 +135,9 @@ def run(setup=None, teardown=None, time_limit=600):
                 diag("%s: %s" % (type(error).__name__, error))
                 for line in getattr(error, "lines", ()):
                     diag("  " + line)
+                if argument is not None and hasattr(argument, "why"):
+                    for line in argument.why():
+                        diag("  " + line)
                 if not isinstance(error, Failed):
                     diag(traceback.format_exc())
                 if not todo:
