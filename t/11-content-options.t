@@ -64,14 +64,14 @@ def domains(_rig):
     rig = side({"virtdomains": "userid", "defaultdomain": "example.org"}, defaultdomain="example.org")
     try:
         users = ["john.doe@example.com", "john.doe@example.net", "john.doe", "a.b.c@example.com"]
-        shared = ["example.com!shared.info", "example.net!shared.info", "shared.info"]
+        shared = ["example.com!info", "example.net!info", "info"]
         for user in users:
             fill(rig, user)
         with rig.cyrus.imap("admin") as imap:
             for at in ("@example.com", "@example.net", ""):
-                imap.create("shared/info" + at)
-                imap.setacl("shared/info" + at, "admin", "lrswipkxtecda")
-                imap.append("shared/info" + at, message("shared" + at, to="info" + at))
+                imap.create("info" + at)
+                imap.setacl("info" + at, "admin", "lrswipkxtecda")
+                imap.append("info" + at, message("info" + at, to="x" + at))
         expect_equal(sorted(set(rig.cyrus.mailbox_names()) & set(shared)), sorted(shared), "shared mailboxes")
         settle(rig, *users)
         for name in shared:

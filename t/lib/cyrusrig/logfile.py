@@ -5,6 +5,7 @@ each holds lines `<time> APPLY <NAME> <dlist>` after a comment. An unsealed last
 member is read as far as it was flushed.
 """
 
+import gzip
 import hashlib
 import zlib
 
@@ -37,17 +38,20 @@ def plain(path, unsealed=True):
     return members
 
 
-def lines(path):
-    """(time, name, value) of every line; raises Broken on anything else."""
+def members(path):
+    """Each member as a list of (raw bytes, time, name, value); comments have no name."""
     found = []
     for text in plain(path):
         source = dlist.Buffer(text)
+        member = []
         while source.at < len(text):
-            if text[source.at : source.at + 1] == b"#":
-                source.until(b"\n")
-                source.take(1)
-                continue
+            start = source.at
             try:
+                if text[start : start + 1] == b"#":
+                    source.until(b"\n")
+                    source.take(1)
+                    member.append((text[start : source.at], None, None, None))
+                    continue
                 stamp = int(source.until(b" "))
                 source.take(1)
                 if source.until(b" ") != b"APPLY":
@@ -60,8 +64,33 @@ def lines(path):
                     raise ValueError("line does not end in CR LF")
             except (ValueError, EOFError) as why:
                 raise Broken("%s: near byte %d of a member: %s" % (path, source.at, why)) from why
-            found.append((stamp, name, value))
+            member.append((text[start : source.at], stamp, name, value))
+        found.append(member)
     return found
+
+
+def lines(path):
+    """(time, name, value) of every line; raises Broken on anything else."""
+    return [line[1:] for member in members(path) for line in member if line[2]]
+
+
+def rewrite(path, keep):
+    """Write the file anew without the lines for which `keep(name, value)` is false;
+    how many went. The index knows nothing of it: this is damage."""
+    dropped = 0
+    out = b""
+    for member in members(path):
+        text = b""
+        for raw, _stamp, name, value in member:
+            if name is None or keep(name, value):
+                text += raw
+            else:
+                dropped += 1
+        out += gzip.compress(text, 6)
+    with open(path, "r+b") as file:
+        file.write(out)
+        file.truncate()
+    return dropped
 
 
 def bodies(path):

@@ -90,6 +90,12 @@ class Replica(Base):
     def stop(self):
         self.cyrus.stop()
 
+    def snapshot(self):
+        return self.cyrus.snapshot()
+
+    def restore(self, copy):
+        self.cyrus.restore(copy)
+
     def sync_host(self):
         return self.cyrus.csync_socket
 
@@ -378,9 +384,31 @@ class Ours(_Backup):
             "annotations": self._annotations(item["annotations"]),
         }
 
-    def index(self, user):
-        """The index, opened read-only by SQLite; close it."""
-        return sqlite3.connect("file:%s.index?mode=ro" % self.data_file(user), uri=True)
+    # -- damage; the server must be stopped ---------------------------------
+
+    def drop_index(self, user):
+        """Delete the index, its journal files too."""
+        path = self.data_file(user)
+        for suffix in (".index", ".index-wal", ".index-shm"):
+            if os.path.exists(path + suffix):
+                os.unlink(path + suffix)
+
+    def edit_index(self, user, columns, statement):
+        """Run `statement` on every table of the index that has all `columns`; `{}` in
+        it is the table's name. How many rows it changed. Knows no more of the schema."""
+        path = self.data_file(user) + ".index"
+        changed = 0
+        with sqlite3.connect(path) as index:
+            tables = [row[0] for row in index.execute("select name from sqlite_master where type='table'")]
+            for table in tables:
+                names = {row[1] for row in index.execute('pragma table_info("%s")' % table)}
+                if set(columns) <= names:
+                    changed += index.execute(statement.format('"%s"' % table)).rowcount
+        index.close()
+        for suffix in ("", "-wal", "-shm"):
+            if os.path.exists(path + suffix):
+                sandbox.owned(path + suffix)
+        return changed
 
     def checked(self, users=()):
         """`verify` of the given users (default all), once there is such a command."""

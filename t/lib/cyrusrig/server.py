@@ -313,7 +313,7 @@ class Cyrus:
                 return done
         raise Failed(
             "sync_client %s: %s" % (" ".join(args), "time limit" if done.code is None else "exit %d" % done.code),
-            (done.err + self.recent_log() + "\n" + receiver.recent_log()).splitlines(),
+            (done.err + self.recent_log(12) + "\n" + receiver.recent_log(12)).splitlines(),
         )
 
     def recent_log(self, lines=25):
@@ -369,11 +369,14 @@ class Rolling:
         names = os.listdir(folder) if os.path.isdir(folder) else []
         return [n for n in names if n == "log" or n.startswith("log-")]
 
-    def drain(self, timeout=30):
-        """Wait until nothing is pending for a moment; raises Failed."""
+    def drain(self, timeout=30, supervised=False):
+        """Wait until nothing is pending for a moment; raises Failed. `supervised`
+        starts a client that has gone again, as master does."""
         end = time.monotonic() + timeout
         quiet = 0
         while quiet < 3:
+            if supervised:
+                self.restart_if_gone()
             quiet = 0 if self.pending() else quiet + 1
             if time.monotonic() > end:
                 raise Failed(

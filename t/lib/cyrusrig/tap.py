@@ -136,8 +136,10 @@ def run(setup=None, teardown=None, time_limit=600):
                 for line in getattr(error, "lines", ()):
                     diag("  " + line)
                 if argument is not None and hasattr(argument, "why"):
+                    told = set(getattr(error, "lines", ()))
                     for line in argument.why():
-                        diag("  " + line)
+                        if line not in told:
+                            diag("  " + line)
                 if not isinstance(error, Failed):
                     diag(traceback.format_exc())
                 if not todo:
