@@ -138,7 +138,7 @@ def rolling(rig):
     rig.whole(*USERS)
 
 
-@case("-r copies between users and into shared mailboxes", todo={"backupd": "refuses several users in one GET"})
+@case("-r copies between users and into shared mailboxes")
 def rolling_shared(rig):
     rig.sync("-m", "shared/team")
     client = rig.cyrus.rolling(rig.to)

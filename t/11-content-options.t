@@ -96,7 +96,7 @@ def rig_admin_name(name):
     return local.replace(".", "/") + ("@" + domain if domain else "")
 
 
-@case("conversations: yes")
+@case("conversations: yes", todo={"backupd": "B3: one row per GUID"})
 def conversations(_rig):
     rig = side({"conversations": "yes"})
     try:
@@ -177,7 +177,7 @@ def married(rig, new):
     settle(rig, new)
 
 
-@case("a user is renamed under a rolling client", todo={"backupd": "B8: logged into the old user's backup"})
+@case("a user is renamed under a rolling client")
 def rename_rolling(rig):
     client = rig.cyrus.rolling(rig.to)
     try:
@@ -189,7 +189,7 @@ def rename_rolling(rig):
     married(rig, "married")
 
 
-@case("a user is renamed, -u of the new name", todo={"backupd": "B8", "replica": "says IMAP_MAILBOX_MOVED"})
+@case("a user is renamed, -u of the new name", todo={"replica": "says IMAP_MAILBOX_MOVED"})
 def rename_user(rig):
     renamed(rig, "miss", "missis")
     rig.sync("-u", "missis", attempts=2)

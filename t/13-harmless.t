@@ -156,8 +156,7 @@ def restored_server(ways):
         rig.close()
 
 
-@case("what we keep is newer: the server is restored from an older copy", todo={
-    "replica": "a replica copies back", "backupd": "its newer state is copied back"})
+@case("what we keep is newer: the server is restored from an older copy", todo={"replica": "a replica copies back"})
 def newer(_rig):
     restored_server(PLAIN)
 

@@ -4,6 +4,7 @@ copy, after everything a log can hold has happened."""
 
 import os
 import shutil
+import sqlite3
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
@@ -32,7 +33,7 @@ def setup():
         imap.expunge("7")
         imap.subscribe("INBOX/A")
         imap.setacl("INBOX", "bert", "lrs")
-    rig.cyrus.sieve_upload("anna", {"one": "# 100% \"quoted\"\r\nkeep;\r\n"}, active="one")
+    # No value in here may need a literal: see `trouble`.
     rig.sync("-u", "anna")
     with rig.cyrus.imap("anna") as imap:
         imap.rename("INBOX/A", "INBOX/Z")
@@ -43,13 +44,18 @@ def setup():
 
 
 def trouble(rig):
-    """What the old tools have known defects with (B2: values that become literals)."""
+    """What the old tools have known defects with: values that become literals (the
+    patched ones read no `{n+}`), intermediate mailboxes, quota."""
+    rig.cyrus.sieve_upload("anna", {"one": "# 100% \"quoted\"\r\nkeep;\r\n"}, active="one")
     with rig.cyrus.imap("anna") as imap:
         imap.setmetadata("INBOX", "/private/comment", "Grüße 100%")
         imap.create("INBOX/x/y")
-    rig.sync("-u", "anna", attempts=2)
+        imap.fill("INBOX/x/y", [message("xy%d" % n) for n in range(5)])
     with rig.cyrus.imap("admin") as imap:
         imap.setquota("user/anna", storage=100000)
+    rig.sync("-u", "anna", attempts=2)
+    with rig.cyrus.imap("anna") as imap:
+        imap.fill("INBOX/x/y", [message("later%d" % n) for n in range(5)])
     rig.sync("-u", "anna", attempts=2)
 
 
@@ -95,20 +101,30 @@ def reindex(rig):
     expect(done.code == 0 and "ok" in done.out, "reindex", str(done).splitlines())
     done = old(rig, "-v", "verify", "-f", path)
     expect(done.code == 0 and "ok" in done.out, "verify", str(done).splitlines())
-    rows = run_command(["sqlite3", path + ".index", "select count(*) from mailbox_message where expunged is null"])
+    expect_equal(old_count(path), live_count(rig), "live messages in the index that Debian made of our log")
+
+
+def old_count(path):
+    """Live messages in an index that Debian's tools wrote."""
+    with sqlite3.connect("file:%s.index?mode=ro" % path, uri=True) as index:
+        return index.execute(
+            "select count(*) from mailbox_message where expunged is null or expunged = 0"
+        ).fetchone()[0]
+
+
+def live_count(rig):
     held = rig.cyrus.dump(["anna"])
-    live = sum(1 for b in held["mailboxes"].values() for r in b["records"].values() if not r["expunged"])
-    expect_equal(int(rows.out or -1), live, "live messages in the index that Debian made of our log")
+    return sum(1 for b in held["mailboxes"].values() for r in b["records"].values() if not r["expunged"])
 
 
-@case("the same after literals, intermediate mailboxes and quota", todo={"backupd": "B2, B6"})
+@case("values that become literals hide no mail from them", todo={"backupd": "B2: all behind a literal is lost"})
 def reindex_trouble(rig):
     trouble(rig)
     path = copy_of(rig, "anna")
     done = old(rig, "-v", "reindex", "-f", path)
     expect(done.code == 0 and "ok" in done.out, "reindex", str(done).splitlines())
-    done = old(rig, "-v", "verify", "-f", path)
-    expect(done.code == 0 and "ok" in done.out, "verify", str(done).splitlines())
+    # The INBOX, whose own annotation needs a literal, may keep an older state there.
+    expect_equal(old_count(path), live_count(rig), "live messages in the index that Debian made of our log")
 
 
 @case("Debian's ctl_backups list finds our backups.db", only=("ours",))
