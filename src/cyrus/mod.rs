@@ -4,6 +4,7 @@
 pub mod config;
 pub mod dlist;
 pub mod guid;
+pub mod header;
 pub mod master;
 pub mod mboxname;
 pub mod partition;

@@ -6,3 +6,5 @@ pub mod compress;
 pub mod line;
 pub mod reply;
 pub mod sasl;
+pub mod scram;
+pub mod verifier;

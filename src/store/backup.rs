@@ -1,1 +1,867 @@
-//! XXX backup
+//! One backup under its lock: data file, index, and the order in which they change.
+//!
+//! Everything between two durable points is one unit: lines go to the log, their meaning into an
+//! open transaction of the index; [`Backup::commit`] syncs the log, then commits the index, and
+//! only then may the sender hear OK. Whatever fails before is undone by [`Backup::abort`]: the
+//! transaction is rolled back and the log cut back. Opening is recovery: a tail that the index has
+//! not seen is entered or cut, an unsealed member sealed, a missing or foreign index rebuilt.
+//!
+//! Bodies (MESSAGE) are tentative until a MAILBOX line refers to them. Format: `doc/format.md`;
+//! states: `doc/design.md`.
+
+use super::file::{FileReader, LogFile};
+use super::gzip::{MemberReader, last_flush_point, seal_bytes};
+use super::index::{self, Index, Lines, MailboxOutcome, apply_line};
+use super::line::{Line, prefix};
+use super::lock::{Create, DataLock, Wait};
+use super::log::{Checkpoint, Log};
+use super::reindex::{self, From, Trailing};
+use super::spool::Spool;
+use crate::cyrus::dlist::{Form, Limits, Parser, Value, print_text};
+use crate::cyrus::guid::Guid;
+use crate::cyrus::header::{Envelope, LOOKED_AT};
+use crate::error::{Error, Kind, Result};
+use crate::util::hex;
+use crate::util::time::Timestamp;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How a backup is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Deflate level of what is received.
+    pub level: u8,
+    /// Plain bytes after which a chunk goes on in a further member.
+    pub chunk_max: u64,
+}
+
+/// A backup that we hold and may write.
+pub struct Backup {
+    // Dropped first: readers and the next holder must find it closed.
+    index: Index,
+    log: Log,
+    file: Arc<dyn LogFile>,
+    path: PathBuf,
+    key: String,
+    settings: Settings,
+    lines: Lines,
+    /// The open chunk.
+    chunk: Option<i64>,
+    stamp: i64,
+    /// Where to go back to, while a unit is open.
+    unit: Option<Unit>,
+    /// Bodies since the last durable point.
+    pending: u64,
+    /// A MESSAGE line is open and has this many bodies.
+    in_messages: Option<u64>,
+    body: Option<Body>,
+    /// Even going back failed: nothing more is written here.
+    broken: bool,
+    _lock: DataLock,
+}
+
+struct Unit {
+    log: Checkpoint,
+    chunk: Option<i64>,
+    stamp: i64,
+    /// What becomes pending stands at or behind this.
+    from: (i64, u64),
+}
+
+struct Body {
+    guid: Guid,
+    size: u64,
+    partition: String,
+    at: u64,
+    start: Vec<u8>,
+    written: u64,
+}
+
+/// What a MAILBOX line did.
+#[derive(Debug)]
+pub enum MailboxResult {
+    /// It is entered, not yet durable; the caller judges and commits or aborts.
+    Entered(MailboxOutcome),
+    /// Some of the pending bodies are not referred to; nothing is entered. The caller evicts them
+    /// and comes again.
+    Unreferred,
+}
+
+impl Backup {
+    /// Opens a backup, or starts it if the data file is empty and `create` allows to make it.
+    /// Waits for the lock as `wait` says.
+    pub fn open(
+        path: &Path,
+        key: &str,
+        wait: Wait,
+        create: Create,
+        settings: Settings,
+    ) -> Result<Backup> {
+        let lock = DataLock::acquire(path, wait, create)?;
+        let file: Arc<dyn LogFile> = Arc::new(
+            lock.file()
+                .try_clone()
+                .map_err(|e| Error::io("cannot open", e).at(path))?,
+        );
+        let len = file
+            .len()
+            .map_err(|e| Error::io("cannot read", e).at(path))?;
+        let opened = recover(&file, path, len).map_err(|e| e.at(path))?;
+        Ok(Backup {
+            log: Log::new(Arc::clone(&file), opened.end, settings.level),
+            index: opened.index,
+            file,
+            path: path.to_owned(),
+            key: key.to_owned(),
+            settings,
+            lines: Lines::default(),
+            chunk: None,
+            stamp: opened.stamp,
+            unit: None,
+            pending: 0,
+            in_messages: None,
+            body: None,
+            broken: false,
+            _lock: lock,
+        })
+    }
+
+    /// The index, for questions.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The data file's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whose backup it is.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The data file, for reading bodies.
+    pub fn file(&self) -> &dyn LogFile {
+        &*self.file
+    }
+
+    /// Whether even undoing failed: the backup must be dropped and opened again.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Bodies that wait for a MAILBOX line.
+    pub fn pending(&self) -> u64 {
+        self.pending
+    }
+
+    /// Whether a member is open, so that [`Backup::finish`] has something to seal.
+    pub fn is_open(&self) -> bool {
+        self.log.is_open()
+    }
+
+    fn sound(&self) -> Result<()> {
+        if self.broken {
+            return Err(Error::new(Kind::Io, "backup failed before").at(&self.path));
+        }
+        Ok(())
+    }
+
+    /// Opens a unit and a chunk if there is none.
+    fn begin(&mut self, now: Timestamp) -> Result<()> {
+        self.sound()?;
+        if self.unit.is_none() {
+            let log = self.log.checkpoint()?;
+            self.index.begin()?;
+            let from = match self.chunk {
+                Some(id) => (id, self.log.plain_position()),
+                None => (self.index.last_chunk()?.map_or(0, |c| c.id) + 1, 0),
+            };
+            self.unit = Some(Unit {
+                log,
+                chunk: self.chunk,
+                stamp: self.stamp,
+                from,
+            });
+            self.lines = Lines {
+                complete: None,
+                waiting: Some(from),
+            };
+        }
+        if self.chunk.is_none() {
+            self.begin_chunk(now)?;
+        }
+        Ok(())
+    }
+
+    fn begin_chunk(&mut self, now: Timestamp) -> Result<()> {
+        self.log.begin(&[])?;
+        let stamp = self.next_stamp(now);
+        let first = self.log.member_offset() == 0;
+        self.chunk = Some(self.index.begin_chunk(self.log.member_offset(), stamp)?);
+        if first {
+            let mut id = [0; 8];
+            getrandom::fill(&mut id).map_err(|e| {
+                Error::new(Kind::Internal, "no random numbers").because(e.to_string())
+            })?;
+            let line = Line::private(
+                "GENERATION",
+                Value::kv([
+                    ("ID", Value::text(hex::encode(&id))),
+                    ("KEY", Value::text(&self.key)),
+                    ("FORMAT", Value::num(1)),
+                ]),
+            );
+            self.put(&line, now)?;
+        }
+        Ok(())
+    }
+
+    /// The printed time never goes backwards.
+    fn next_stamp(&mut self, now: Timestamp) -> Timestamp {
+        self.stamp = self.stamp.max(now.0);
+        Timestamp(self.stamp)
+    }
+
+    fn chunk_id(&self) -> Result<i64> {
+        self.chunk
+            .ok_or_else(|| Error::new(Kind::Internal, "no chunk is open"))
+    }
+
+    /// Ends the open member in the middle of a unit; nothing is durable by that.
+    fn end_chunk(&mut self) -> Result<()> {
+        if let Some(id) = self.chunk.take() {
+            let sealed = self.log.seal()?;
+            self.index
+                .end_chunk(id, sealed.length, sealed.plain_length, &sealed.sha256)?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, line: &Line, now: Timestamp) -> Result<Option<MailboxOutcome>> {
+        let stamp = self.next_stamp(now);
+        let chunk = self.chunk_id()?;
+        let offset = self.log.plain_position();
+        self.log.append(&prefix(stamp, line.name))?;
+        let at = self.log.plain_position();
+        self.log.append(&line.value)?;
+        self.log.append(b"\r\n")?;
+        let mut value = line.value.clone();
+        value.extend_from_slice(b"\r\n");
+        let mut parser = Parser::new(&value[..], Limits::default());
+        let done = apply_line(
+            &self.index,
+            &mut self.lines,
+            line.name.as_bytes(),
+            &mut parser,
+            stamp,
+            chunk,
+            at,
+            offset,
+        )?;
+        self.index.touch_chunk(chunk, stamp)?;
+        Ok(done)
+    }
+
+    /// Appends lines and makes them durable. The caller has seen to it that no bodies are pending.
+    /// On any error nothing is changed.
+    pub fn append(&mut self, lines: &[Line], now: Timestamp) -> Result<()> {
+        let done = self.append_inner(lines, now).and_then(|()| self.commit());
+        self.settle(done)
+    }
+
+    fn append_inner(&mut self, lines: &[Line], now: Timestamp) -> Result<()> {
+        if self.pending > 0 {
+            return Err(Error::new(Kind::Internal, "bodies are pending"));
+        }
+        self.begin(now)?;
+        for line in lines {
+            if line.has_literal {
+                self.own_member(now)?;
+            }
+            self.put(line, now)?;
+            if line.has_literal {
+                self.end_chunk()?;
+                self.begin_chunk(now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A line with a literal begins its own member: patched old tools lose what follows one.
+    fn own_member(&mut self, now: Timestamp) -> Result<()> {
+        if self.log.plain_position() > super::line::CHUNK_START.len() as u64 {
+            self.end_chunk()?;
+            self.begin_chunk(now)?;
+        }
+        Ok(())
+    }
+
+    fn settle<T>(&mut self, done: Result<T>) -> Result<T> {
+        match done {
+            Ok(v) => Ok(v),
+            Err(e) => {
+                self.abort();
+                Err(e.at(&self.path))
+            }
+        }
+    }
+
+    /// Appends `before` and a MAILBOX line whose value is in `spool`, and enters them. Not durable
+    /// until [`Backup::commit`].
+    pub fn mailbox(
+        &mut self,
+        before: &[Line],
+        spool: &Spool,
+        has_literal: bool,
+        now: Timestamp,
+    ) -> Result<MailboxResult> {
+        let done = self.mailbox_inner(before, spool, has_literal, now);
+        match done {
+            Ok(outcome) if outcome.referred < self.pending => Ok(MailboxResult::Unreferred),
+            Ok(outcome) => Ok(MailboxResult::Entered(outcome)),
+            Err(e) => {
+                self.abort();
+                Err(e.at(&self.path))
+            }
+        }
+    }
+
+    fn mailbox_inner(
+        &mut self,
+        before: &[Line],
+        spool: &Spool,
+        has_literal: bool,
+        now: Timestamp,
+    ) -> Result<MailboxOutcome> {
+        self.begin(now)?;
+        if has_literal || before.iter().any(|l| l.has_literal) {
+            self.own_member(now)?;
+        }
+        for line in before {
+            self.put(line, now)?;
+        }
+        let stamp = self.next_stamp(now);
+        let chunk = self.chunk_id()?;
+        let offset = self.log.plain_position();
+        self.log.append(&prefix(stamp, "MAILBOX"))?;
+        let at = self.log.plain_position();
+        let mut reader = spool.reader(0, spool.len());
+        let mut buf = vec![0; 64 * 1024];
+        loop {
+            let n = reader
+                .read(&mut buf)
+                .map_err(|e| Error::io("cannot read staging", e))?;
+            if n == 0 {
+                break;
+            }
+            self.log.append(&buf[..n])?;
+        }
+        self.log.append(b"\r\n")?;
+        let mut parser = Parser::new(spool.reader(0, spool.len()), Limits::default());
+        let outcome = apply_line(
+            &self.index,
+            &mut self.lines,
+            b"MAILBOX",
+            &mut parser,
+            stamp,
+            chunk,
+            at,
+            offset,
+        )?
+        .ok_or_else(|| Error::new(Kind::Internal, "a MAILBOX line without an outcome"))?;
+        self.index.touch_chunk(chunk, stamp)?;
+        if has_literal {
+            self.end_chunk()?;
+        }
+        Ok(outcome)
+    }
+
+    /// Makes the open unit durable: log synced first, index committed second. On an error the
+    /// caller aborts. A chunk that has grown past its limit is sealed.
+    pub fn commit(&mut self) -> Result<()> {
+        if self.unit.is_none() {
+            return Ok(());
+        }
+        let done = self.commit_inner();
+        self.settle(done)
+    }
+
+    fn commit_inner(&mut self) -> Result<()> {
+        let end = self.log.sync()?;
+        self.acknowledge(end)?;
+        self.index.commit()?;
+        self.unit = None;
+        self.pending = 0;
+        if self.log.plain_position() > self.settings.chunk_max {
+            self.seal()?;
+        }
+        Ok(())
+    }
+
+    fn acknowledge(&self, end: u64) -> Result<()> {
+        self.index.set_meta("acknowledged", end as i64)?;
+        self.index
+            .set_meta("acknowledged_plain", self.log.plain_position() as i64)?;
+        self.index.set_meta("stamp", self.stamp)
+    }
+
+    /// Undoes everything since the last durable point.
+    pub fn abort(&mut self) {
+        let Some(unit) = self.unit.take() else {
+            return;
+        };
+        self.index.rollback();
+        self.pending = 0;
+        self.in_messages = None;
+        self.body = None;
+        self.chunk = unit.chunk;
+        self.stamp = unit.stamp;
+        if let Err(e) = self.log.rewind(&unit.log) {
+            log::error!(
+                "IOERROR: cannot cut the log back filename=<{}> error=<{e}>",
+                self.path.display()
+            );
+            self.broken = true;
+        }
+        if self.index.in_transaction() {
+            self.broken = true;
+        }
+    }
+
+    /// Seals the open member, if any. Bodies still pending are forgotten first.
+    pub fn seal(&mut self) -> Result<()> {
+        self.abort();
+        self.sound()?;
+        if self.chunk.is_none() {
+            return Ok(());
+        }
+        let done = self.seal_inner();
+        if done.is_err() {
+            // The member may be half sealed; opening again sorts it out.
+            self.index.rollback();
+            self.broken = true;
+        }
+        done.map_err(|e| e.at(&self.path))
+    }
+
+    fn seal_inner(&mut self) -> Result<()> {
+        self.index.begin()?;
+        self.end_chunk()?;
+        self.acknowledge(self.log.file_len())?;
+        self.index.commit()
+    }
+
+    /// Seals and lets go of the lock.
+    pub fn finish(mut self) -> Result<()> {
+        self.seal()
+    }
+
+    /// Begins a body. `size` bytes follow through [`Backup::body_data`].
+    pub fn body_begin(
+        &mut self,
+        partition: &[u8],
+        guid: Guid,
+        size: u64,
+        now: Timestamp,
+    ) -> Result<()> {
+        let done = self.body_begin_inner(partition, guid, size, now);
+        self.settle(done)
+    }
+
+    fn body_begin_inner(
+        &mut self,
+        partition: &[u8],
+        guid: Guid,
+        size: u64,
+        now: Timestamp,
+    ) -> Result<()> {
+        self.begin(now)?;
+        let full = self.log.plain_position() + size > self.settings.chunk_max;
+        if full && self.log.plain_position() > 4096 {
+            self.messages_end_inner()?;
+            self.end_chunk()?;
+            self.begin_chunk(now)?;
+        }
+        let mut head = Vec::new();
+        match &mut self.in_messages {
+            Some(n) => {
+                head.push(b' ');
+                *n += 1;
+            }
+            None => {
+                let stamp = self.next_stamp(now);
+                head = prefix(stamp, "MESSAGE");
+                head.push(b'(');
+                self.in_messages = Some(1);
+            }
+        }
+        head.extend_from_slice(b"%{");
+        let _ = print_text(partition, Form::Log, &mut head);
+        head.extend_from_slice(format!(" {guid} {size}}}\r\n").as_bytes());
+        self.log.append(&head)?;
+        self.body = Some(Body {
+            guid,
+            size,
+            partition: String::from_utf8_lossy(partition).into_owned(),
+            at: self.log.plain_position(),
+            start: Vec::new(),
+            written: 0,
+        });
+        Ok(())
+    }
+
+    /// Adds bytes to the body that was begun.
+    pub fn body_data(&mut self, bytes: &[u8]) -> Result<()> {
+        let Some(body) = &mut self.body else {
+            return Err(Error::new(Kind::Internal, "no body was begun"));
+        };
+        let room = LOOKED_AT - body.start.len();
+        body.start
+            .extend_from_slice(&bytes[..bytes.len().min(room)]);
+        body.written += bytes.len() as u64;
+        let done = self.log.append(bytes);
+        self.settle(done)
+    }
+
+    /// Ends the body; the caller has checked its GUID.
+    pub fn body_end(&mut self) -> Result<()> {
+        let done = self.body_end_inner();
+        self.settle(done)
+    }
+
+    fn body_end_inner(&mut self) -> Result<()> {
+        let body = self
+            .body
+            .take()
+            .filter(|b| b.written == b.size)
+            .ok_or_else(|| Error::new(Kind::Internal, "a body is not complete"))?;
+        // A second copy in one unit counts once: the row moves.
+        let again = self.is_pending(body.guid)?;
+        self.index.message(
+            body.guid,
+            self.chunk_id()?,
+            body.at,
+            body.size,
+            &body.partition,
+            &Envelope::read(&body.start),
+            Timestamp(self.stamp),
+        )?;
+        if !again {
+            self.pending += 1;
+        }
+        Ok(())
+    }
+
+    /// Whether the message's body came since the last durable point.
+    pub fn is_pending(&self, guid: Guid) -> Result<bool> {
+        let Some(unit) = &self.unit else {
+            return Ok(false);
+        };
+        Ok(self
+            .index
+            .body(guid)?
+            .is_some_and(|b| (b.chunk_id, b.offset) >= unit.from))
+    }
+
+    /// Ends the MESSAGE line, if one is open.
+    pub fn messages_end(&mut self) -> Result<()> {
+        let done = self.messages_end_inner();
+        self.settle(done)
+    }
+
+    fn messages_end_inner(&mut self) -> Result<()> {
+        if self.in_messages.take().is_some() {
+            self.log.append(b")\r\n")?;
+            if let Some(id) = self.chunk {
+                self.index.touch_chunk(id, Timestamp(self.stamp))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands every pending body to `each` (message, partition, then its bytes in pieces), then
+    /// undoes the unit: the log is as at the last durable point.
+    pub fn evict(
+        &mut self,
+        each: &mut dyn FnMut(
+            Guid,
+            &str,
+            u64,
+            &mut dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+        ) -> Result<()>,
+    ) -> Result<()> {
+        let done = self.evict_inner(each);
+        self.abort();
+        done
+    }
+
+    fn evict_inner(
+        &mut self,
+        each: &mut dyn FnMut(
+            Guid,
+            &str,
+            u64,
+            &mut dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+        ) -> Result<()>,
+    ) -> Result<()> {
+        let Some(unit) = &self.unit else {
+            return Ok(());
+        };
+        let from = unit.from;
+        self.messages_end_inner()?;
+        self.log.flush()?;
+        for p in self.index.pending(from.0, from.1)? {
+            let chunk = self
+                .index
+                .chunk(p.chunk_id)?
+                .ok_or_else(|| Error::new(Kind::Internal, "a body without a chunk"))?;
+            let file = Arc::clone(&self.file);
+            each(p.guid, &p.partition, p.size, &mut |sink| {
+                super::log::read_chunk_plain(&*file, chunk.offset, p.offset, p.size, sink)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Backup {
+    fn drop(&mut self) {
+        // Without a finish the member stays open; whoever opens next seals it.
+        self.index.rollback();
+    }
+}
+
+struct Opened {
+    index: Index,
+    end: u64,
+    stamp: i64,
+}
+
+/// The generation named in the first member, `None` in a log that is not (yet) ours.
+pub fn generation(file: &dyn LogFile) -> Result<Option<String>> {
+    let mut parser = Parser::new(
+        MemberReader::new(FileReader::new(file, 0)),
+        Limits::default(),
+    );
+    let mut read = || -> Result<Option<String>> {
+        parser.word(|b| b != b'\n')?;
+        parser.end_line()?;
+        parser.word(|b| b.is_ascii_digit())?;
+        parser.space()?;
+        parser.word(|b| b.is_ascii_alphabetic())?;
+        parser.space()?;
+        if parser.word(|b| b.is_ascii_alphabetic())? != b"RESERVE" {
+            return Ok(None);
+        }
+        parser.space()?;
+        Ok(parser
+            .value()?
+            .get(super::line::PRIVATE)
+            .and_then(|p| p.get("GENERATION"))
+            .and_then(|g| g.get("ID"))
+            .and_then(Value::as_str)
+            .map(str::to_owned))
+    };
+    match read() {
+        Ok(found) => Ok(found),
+        // A torn first line is the business of whoever enters the log.
+        Err(e) if e.kind() == Kind::Io || e.kind() == Kind::Protocol => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Brings log and index together. The lock is held.
+fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
+    let index_path = index::path_of(path);
+    if len == 0 {
+        let index = Index::create(&index_path)?;
+        return Ok(Opened {
+            index,
+            end: 0,
+            stamp: 0,
+        });
+    }
+    let opened = Index::open(&index_path).and_then(|index| {
+        let ours = index.meta_text("generation")?;
+        if ours != generation(&**file)? || ours.is_none() {
+            return Err(Error::new(
+                Kind::NeedsReindex,
+                "the index belongs to another log",
+            ));
+        }
+        let acknowledged = index.meta_number("acknowledged")?.unwrap_or(0) as u64;
+        if acknowledged > len {
+            return Err(Error::new(
+                Kind::NeedsReindex,
+                format!("the log is shorter ({len}) than acknowledged ({acknowledged})"),
+            ));
+        }
+        Ok((index, acknowledged))
+    });
+    match opened {
+        Ok((index, acknowledged)) => catch_up(file, path, index, acknowledged, len),
+        Err(e) if e.kind() == Kind::NeedsReindex => {
+            log::warn!(
+                "index rebuilt filename=<{}> reason=<{e}>",
+                index_path.display()
+            );
+            rebuild(file, path, &index_path, len)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Enters and seals what lies past the acknowledged length.
+fn catch_up(
+    file: &Arc<dyn LogFile>,
+    path: &Path,
+    index: Index,
+    acknowledged: u64,
+    len: u64,
+) -> Result<Opened> {
+    let stamp = index.meta_number("stamp")?.unwrap_or(0);
+    let open = index.last_chunk()?.filter(|c| c.length.is_none());
+    if open.is_none() && acknowledged == len {
+        return Ok(Opened {
+            index,
+            end: len,
+            stamp,
+        });
+    }
+    let plain = index.meta_number("acknowledged_plain")?.unwrap_or(0) as u64;
+    let from = match &open {
+        Some(chunk) => From {
+            member: chunk.offset,
+            known: Some((chunk.id, plain)),
+        },
+        None => From {
+            member: acknowledged,
+            known: None,
+        },
+    };
+    index.begin()?;
+    let entered = reindex::enter(&**file, &index, from, len, Trailing::Cut)?;
+    // Where nothing new belongs, the acknowledged place is the last good one.
+    let good = match (entered.good, &open) {
+        (Some(good), _) => Some((good, entered.chunk_id)),
+        (None, Some(chunk)) => Some((
+            reindex::Good {
+                member: chunk.offset,
+                plain,
+                sealed_end: None,
+            },
+            Some(chunk.id),
+        )),
+        (None, None) => None,
+    };
+    let end = match good {
+        Some((good, id)) => cut_and_seal(&**file, &index, good, id, len)?,
+        None => {
+            file.set_len(acknowledged)
+                .map_err(|e| Error::io("cannot cut", e))?;
+            acknowledged
+        }
+    };
+    let stamp = stamp.max(entered.stamp);
+    done(&**file, &index, end, stamp)?;
+    log::info!(
+        "recovered filename=<{}> lines={} cut_bytes={}",
+        path.display(),
+        entered.lines,
+        len.saturating_sub(end)
+    );
+    Ok(Opened { index, end, stamp })
+}
+
+/// Builds a new index from the whole log.
+fn rebuild(file: &Arc<dyn LogFile>, path: &Path, index_path: &Path, len: u64) -> Result<Opened> {
+    let index = Index::create(index_path)?;
+    index.begin()?;
+    let from = From {
+        member: 0,
+        known: None,
+    };
+    let entered = reindex::enter(&**file, &index, from, len, Trailing::Keep)?;
+    for (at, what) in &entered.damage {
+        log::warn!(
+            "log finding filename=<{}> offset={at} reason=<{what}>",
+            path.display()
+        );
+    }
+    let end = match entered.good {
+        Some(good) => cut_and_seal(&**file, &index, good, entered.chunk_id, len)?,
+        None if generation(&**file)?.is_none() && !starts_as_member(&**file)? => {
+            return Err(Error::new(
+                Kind::Damaged,
+                "not a backup's log: no member at its beginning",
+            ));
+        }
+        None => {
+            file.set_len(0).map_err(|e| Error::io("cannot cut", e))?;
+            0
+        }
+    };
+    if index.meta_text("generation")?.is_none() {
+        // A log of the old tools: its index is ours by being here.
+        index.set_meta("generation", "")?;
+    }
+    done(&**file, &index, end, entered.stamp)?;
+    Ok(Opened {
+        index,
+        end,
+        stamp: entered.stamp,
+    })
+}
+
+fn starts_as_member(file: &dyn LogFile) -> Result<bool> {
+    let mut magic = [0; 3];
+    let n = file
+        .read_at(&mut magic, 0)
+        .map_err(|e| Error::io("cannot read", e))?;
+    Ok(n == 3 && magic == [0x1f, 0x8b, 8])
+}
+
+fn done(file: &dyn LogFile, index: &Index, end: u64, stamp: i64) -> Result<()> {
+    file.sync_data().map_err(|e| Error::io("cannot sync", e))?;
+    index.set_meta("acknowledged", end as i64)?;
+    index.set_meta("acknowledged_plain", 0)?;
+    index.set_meta("stamp", stamp)?;
+    index.commit()
+}
+
+/// Makes the file end, sealed, behind the last line that belongs. Returns its new length.
+fn cut_and_seal(
+    file: &dyn LogFile,
+    index: &Index,
+    good: reindex::Good,
+    chunk: Option<i64>,
+    len: u64,
+) -> Result<u64> {
+    let fail = |e| Error::io("cannot seal", e);
+    if let Some(end) = good.sealed_end {
+        if end < len {
+            file.set_len(end).map_err(fail)?;
+        }
+        return Ok(end);
+    }
+    let point = last_flush_point(FileReader::until(file, good.member, len), good.plain)
+        .map_err(fail)?
+        .filter(|p| p.plain == good.plain)
+        .ok_or_else(|| {
+            Error::new(Kind::Damaged, "the last line does not end at a flush")
+                .place(format!("member at {}", good.member))
+        })?;
+    let cut = good.member + point.compressed;
+    file.set_len(cut).map_err(fail)?;
+    file.write_at(&seal_bytes(point.crc, point.plain), cut)
+        .map_err(fail)?;
+    let end = cut + seal_bytes(point.crc, point.plain).len() as u64;
+    if let Some(id) = chunk {
+        let hash = reindex::hash(file, good.member, end - good.member)?;
+        index.end_chunk(id, end - good.member, point.plain, &hash)?;
+    }
+    Ok(end)
+}

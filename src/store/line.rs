@@ -1,1 +1,71 @@
-//! XXX line
+//! Lines of the log: `<time> APPLY <NAME> <value>` CR LF, and the private ones among them.
+//!
+//! What the old format has no line for is carried by a RESERVE that reserves nothing, under the
+//! key X-CYRBACKUP; the old tools pass over it. Format: `doc/format.md`.
+
+use crate::cyrus::dlist::{Form, Value, print_to_vec};
+use crate::util::time::Timestamp;
+
+/// The first bytes of every chunk.
+pub const CHUNK_START: &[u8] = b"# cyrus backup: chunk start\r\n";
+
+/// The key of our own facts in a RESERVE line.
+pub const PRIVATE: &str = "X-CYRBACKUP";
+
+/// A whole line but its time.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// The command's name, upper case.
+    pub name: &'static str,
+    /// Its value in canonical form.
+    pub value: Vec<u8>,
+    /// Whether the value holds a literal, which patched old tools cannot read.
+    pub has_literal: bool,
+}
+
+impl Line {
+    /// A line of the old format.
+    pub fn new(name: &'static str, value: &Value) -> Line {
+        Line {
+            name,
+            value: print_to_vec(value, Form::Log),
+            has_literal: needs_literal(value),
+        }
+    }
+
+    /// A private line that states one fact.
+    pub fn private(key: &str, value: Value) -> Line {
+        Line::new(
+            "RESERVE",
+            &Value::kv([
+                ("PARTITION", Value::text("default")),
+                ("MBOXNAME", Value::List(Vec::new())),
+                ("GUID", Value::List(Vec::new())),
+                (PRIVATE, Value::kv([(key, value)])),
+            ]),
+        )
+    }
+}
+
+/// The bytes before a line's value.
+pub fn prefix(stamp: Timestamp, name: &str) -> Vec<u8> {
+    format!("{stamp} APPLY {name} ").into_bytes()
+}
+
+/// Whether the canonical form of a value has a literal in it.
+pub fn needs_literal(value: &Value) -> bool {
+    match value {
+        Value::Nil | Value::Flag(_) => false,
+        Value::Text(text) => {
+            let mut out = Vec::new();
+            if text.len() < 1024 {
+                let _ = crate::cyrus::dlist::print_text(text, Form::Log, &mut out);
+                out.first() == Some(&b'{')
+            } else {
+                true
+            }
+        }
+        Value::List(items) => items.iter().any(needs_literal),
+        Value::Kv(items) => items.iter().any(|(_, v)| needs_literal(v)),
+    }
+}

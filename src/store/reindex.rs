@@ -1,1 +1,292 @@
-//! XXX reindex
+//! Reads a log and enters its lines into an index: for a tail that the index has not seen, and for
+//! a whole index from nothing.
+//!
+//! Nothing is written to the log here. What is found is told in [`Entered`]: where the last line
+//! that belongs ends, and what could not be read. Damage costs at most the rest of its member:
+//! reading goes on at the next one.
+
+use super::file::{FileReader, LogFile};
+use super::gzip::{MemberEnd, MemberReader, find_next_member};
+use super::index::{Index, Lines, apply_line};
+use super::line::CHUNK_START;
+use crate::cyrus::dlist::{Limits, Parser, Why};
+use crate::error::{Error, Kind, Result};
+use crate::util::time::Timestamp;
+use sha2::{Digest, Sha256};
+use std::io::{self, Read};
+
+/// The end of the last line that belongs to the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Good {
+    /// Where its member begins in the file.
+    pub member: u64,
+    /// Plain bytes of that member up to the line's end.
+    pub plain: u64,
+    /// The member's end in the file, if it is sealed and nothing follows the line in it.
+    pub sealed_end: Option<u64>,
+}
+
+/// What a run over a log found.
+#[derive(Debug, Default)]
+pub struct Entered {
+    /// The last line that belongs; `None` if there was none.
+    pub good: Option<Good>,
+    /// The chunk that line is in.
+    pub chunk_id: Option<i64>,
+    /// Lines entered.
+    pub lines: u64,
+    /// The greatest printed stamp.
+    pub stamp: i64,
+    /// Findings: file offset and what was wrong there.
+    pub damage: Vec<(u64, String)>,
+    /// Where reading ended.
+    pub end: u64,
+}
+
+/// What becomes of MESSAGE lines at the end that no later line refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trailing {
+    /// They stay: the log is as somebody sealed it.
+    Keep,
+    /// They were never acknowledged as anybody's: cut.
+    Cut,
+}
+
+/// Where to begin.
+#[derive(Clone, Copy, Debug)]
+pub struct From {
+    /// A member's beginning.
+    pub member: u64,
+    /// Plain bytes of it that the index knows already, with the chunk's number.
+    pub known: Option<(i64, u64)>,
+}
+
+/// Enters all members from `from` up to `until` bytes of the file. The caller has a transaction
+/// open and commits or rolls it back; what follows the last line that belongs is not entered.
+///
+/// A sealed member that ends in MESSAGE lines belongs wholly under `Trailing::Keep`; under
+/// `Trailing::Cut` its end belongs only if something later does.
+pub fn enter(
+    file: &dyn LogFile,
+    index: &Index,
+    from: From,
+    until: u64,
+    trailing: Trailing,
+) -> Result<Entered> {
+    let mut out = Entered {
+        end: from.member,
+        ..Entered::default()
+    };
+    let mut offset = from.member;
+    let mut known = from.known;
+    index.savepoint("good")?;
+    while offset < until {
+        match member(file, index, offset, until, known.take(), trailing, &mut out)? {
+            Some(length) if length > 0 => offset += length,
+            _ => {
+                // Torn or damaged: is there another member behind it?
+                match find_next_member(file, offset + 1)
+                    .map_err(|e| Error::io("cannot read log", e))?
+                {
+                    Some(next) if next < until => {
+                        out.damage
+                            .push((offset, format!("goes on at the member at {next}")));
+                        offset = next;
+                    }
+                    _ => break,
+                }
+            }
+        }
+        out.end = offset;
+    }
+    index.rollback_to("good")?;
+    index.release("good")?;
+    Ok(out)
+}
+
+/// Enters one member. Returns its compressed length if it is sealed and sound.
+fn member(
+    file: &dyn LogFile,
+    index: &Index,
+    offset: u64,
+    until: u64,
+    known: Option<(i64, u64)>,
+    trailing: Trailing,
+    out: &mut Entered,
+) -> Result<Option<u64>> {
+    let reader = MemberReader::new(FileReader::until(file, offset, until));
+    let mut parser = Parser::new(reader, Limits::default());
+    let mut lines = Lines::default();
+    let mut chunk = known.map(|(id, _)| id);
+    let mut broken: Option<String> = None;
+    let mut ends_good = chunk.is_none();
+
+    let mut skip = known.map_or(CHUNK_START.len() as u64, |(_, plain)| plain);
+    if known.is_none() {
+        match first_line(&mut parser) {
+            Ok(true) => skip = 0,
+            Ok(false) => {
+                // An empty member, as old zlibs write them.
+                return Ok(parser_end(parser, out, offset));
+            }
+            Err(e) => {
+                out.damage.push((offset, e.to_string()));
+                return Ok(None);
+            }
+        }
+    }
+    if let Err(e) = parser.body(skip, &mut |_| Ok::<(), crate::cyrus::dlist::ParseError>(())) {
+        out.damage.push((offset, e.to_string()));
+        return Ok(None);
+    }
+    loop {
+        let at = parser.position();
+        match parser.peek() {
+            Ok(None) => break,
+            Ok(Some(_)) => {}
+            Err(e) => {
+                broken = Some(e.to_string());
+                break;
+            }
+        }
+        index.savepoint("line")?;
+        match line(index, &mut parser, &mut lines, &mut chunk, offset, at, out) {
+            Ok(belongs) => {
+                index.release("line")?;
+                out.lines += 1;
+                ends_good = belongs;
+                if belongs {
+                    out.good = Some(Good {
+                        member: offset,
+                        plain: parser.position(),
+                        sealed_end: None,
+                    });
+                    out.chunk_id = chunk;
+                    index.release("good")?;
+                    index.savepoint("good")?;
+                }
+            }
+            Err(e) if matches!(e.kind(), Kind::Db | Kind::NoSpace | Kind::NeedsReindex) => {
+                return Err(e);
+            }
+            Err(e) => {
+                index.rollback_to("line")?;
+                index.release("line")?;
+                broken = Some(format!("line at {at}: {e}"));
+                ends_good = false;
+                break;
+            }
+        }
+    }
+    let plain = parser.position();
+    let mut reader = parser.into_inner();
+    let end = reader.end();
+    match end {
+        Ok(MemberEnd::Sealed { compressed_len }) if broken.is_none() => {
+            if let Some(id) = chunk {
+                let hash = hash(file, offset, compressed_len)?;
+                index.end_chunk(id, compressed_len, plain, &hash)?;
+                if ends_good || trailing == Trailing::Keep {
+                    index.release("good")?;
+                    index.savepoint("good")?;
+                    out.chunk_id = Some(id);
+                    out.good = Some(Good {
+                        member: offset,
+                        plain,
+                        sealed_end: Some(offset + compressed_len),
+                    });
+                }
+            }
+            Ok(Some(compressed_len))
+        }
+        other => {
+            let why = broken.unwrap_or_else(|| match other {
+                Ok(MemberEnd::Torn) => "ends in the middle of a member".into(),
+                Ok(MemberEnd::Damaged(why)) => format!("damaged member: {why}"),
+                Ok(MemberEnd::Sealed { .. }) => "broken line".into(),
+                Err(e) => e.to_string(),
+            });
+            out.damage.push((offset, why));
+            Ok(None)
+        }
+    }
+}
+
+fn parser_end(
+    parser: Parser<MemberReader<FileReader<'_>>>,
+    out: &mut Entered,
+    offset: u64,
+) -> Option<u64> {
+    match parser.into_inner().end() {
+        Ok(MemberEnd::Sealed { compressed_len }) => Some(compressed_len),
+        _ => {
+            out.damage.push((offset, "torn empty member".into()));
+            None
+        }
+    }
+}
+
+/// Takes the comment line. False at a member without a byte.
+fn first_line<R: io::BufRead>(parser: &mut Parser<R>) -> Result<bool> {
+    if parser.peek()?.is_none() {
+        return Ok(false);
+    }
+    let text = parser.word(|b| b != b'\n')?;
+    parser.end_line()?;
+    if !text.starts_with(b"# cyrus backup: chunk start") {
+        return Err(Error::new(Kind::Damaged, "does not begin as a chunk"));
+    }
+    Ok(true)
+}
+
+/// Enters one line; true if it settles what stands before it.
+fn line<R: io::BufRead>(
+    index: &Index,
+    parser: &mut Parser<R>,
+    lines: &mut Lines,
+    chunk: &mut Option<i64>,
+    member: u64,
+    at: u64,
+    out: &mut Entered,
+) -> Result<bool> {
+    let stamp = parser.word(|b| b.is_ascii_digit())?;
+    let stamp: i64 = std::str::from_utf8(&stamp)
+        .ok()
+        .and_then(|t| t.parse().ok())
+        .ok_or_else(|| Error::new(Kind::Damaged, "a line without a time"))?;
+    parser.space()?;
+    parser.word(|b| b.is_ascii_alphabetic())?;
+    parser.space()?;
+    let name = parser
+        .word(|b| b.is_ascii_alphanumeric() || b == b'_')?
+        .to_ascii_uppercase();
+    parser.space()?;
+    let time = Timestamp(stamp);
+    let id = match *chunk {
+        Some(id) => id,
+        None => *chunk.insert(index.begin_chunk(member, time)?),
+    };
+    apply_line(index, lines, &name, parser, time, id, 0, at)?;
+    parser.end_line().map_err(|e| match e.why {
+        Why::Eof => e.into(),
+        _ => Error::new(Kind::Damaged, "a line goes on after its value"),
+    })?;
+    index.touch_chunk(id, time)?;
+    out.stamp = out.stamp.max(stamp);
+    Ok(name != b"MESSAGE" && lines.complete.is_none())
+}
+
+/// SHA-256 of a stretch of the file.
+pub(super) fn hash(file: &dyn LogFile, offset: u64, len: u64) -> Result<[u8; 32]> {
+    let mut hasher = Sha256::new();
+    let mut reader = FileReader::until(file, offset, offset + len);
+    let mut buf = vec![0; 64 * 1024];
+    loop {
+        match reader.read(&mut buf) {
+            Ok(0) => return Ok(hasher.finalize().into()),
+            Ok(n) => hasher.update(&buf[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::io("cannot read log", e)),
+        }
+    }
+}

@@ -1,1 +1,4 @@
 //! Store and server through the library.
+mod imapd_conf;
+
+mod twoskip;

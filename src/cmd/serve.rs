@@ -1,0 +1,208 @@
+//! `cyr_backup serve`: the server, under Cyrus master, systemd, or by itself.
+//!
+//! The Args half also accepts what may stand in old cyrus.conf lines for backupd. The run half opens the sockets
+//! and hands over to the supervisor; it expects to run as the cyrus user. Fails with `Kind::Usage`
+//! for the command line and `Kind::Config` for sockets an administrator must correct: these must not become exit
+//! statuses 0 or 75, or master would start us again without a pause, for ever.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use getopts::{HasArg, Occur, Options};
+
+use crate::error::{Error, Kind, Result};
+use crate::server::listen::{Keepalive, Listeners, Sources, Stop};
+use crate::server::supervisor::{self, Handler, Limits};
+use crate::sys::fd;
+
+/// What was typed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Args {
+    /// `-C`: the imapd.conf.
+    pub config: Option<PathBuf>,
+    /// `-v`, counted.
+    pub verbose: usize,
+    /// `--listen`, in order.
+    pub listen: Vec<String>,
+    /// `--socket`.
+    pub socket: Option<PathBuf>,
+}
+
+/// Options of stock services that mean nothing to us: letter, and the name of their value.
+const IGNORED: [(&str, &str); 5] = [
+    ("p", "SSF"),
+    ("U", "N"),
+    ("T", "SECS"),
+    ("D", ""),
+    ("X", ""),
+];
+
+impl Args {
+    /// The options, for parsing, help and the test of the manual page.
+    pub fn options() -> Options {
+        let mut o = Options::new();
+        o.optopt("C", "", "read this imapd.conf", "FILE");
+        o.optflagmulti("v", "", "log more");
+        o.optmulti("", "listen", "listen on a TCP address", "ADDR:PORT");
+        o.optopt("", "socket", "listen on a UNIX socket", "PATH");
+        for (letter, value) in IGNORED {
+            let has_arg = if value.is_empty() {
+                HasArg::No
+            } else {
+                HasArg::Yes
+            };
+            let help = "ignored, for old cyrus.conf lines";
+            o.opt(letter, "", help, value, has_arg, Occur::Multi);
+        }
+        o
+    }
+
+    /// Parses what follows the command's name. `Kind::Usage` for anything unknown.
+    pub fn parse<S: AsRef<OsStr>>(args: &[S]) -> Result<Args> {
+        let usage = |why: String| Error::new(Kind::Usage, why).place("serve");
+        let m = Args::options()
+            .parse(args.iter().map(AsRef::as_ref))
+            .map_err(|e| usage(e.to_string()))?;
+        if let Some(extra) = m.free.first() {
+            return Err(usage(format!("unexpected argument {extra}")));
+        }
+        Ok(Args {
+            config: m.opt_str("C").map(PathBuf::from),
+            verbose: m.opt_count("v"),
+            listen: m.opt_strs("listen"),
+            socket: m.opt_str("socket").map(PathBuf::from),
+        })
+    }
+}
+
+/// What imapd.conf says about serving.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// `backup_listen`: used when nothing else says where.
+    pub listen: Vec<String>,
+    /// `backup_socket`: likewise.
+    pub socket: Option<PathBuf>,
+    /// `backup_max_connections`.
+    pub max_connections: usize,
+    /// `backup_drain`.
+    pub drain: Duration,
+    /// `tcp_keepalive` and its values; `None`: off.
+    pub keepalive: Option<Keepalive>,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            listen: Vec::new(),
+            socket: None,
+            max_connections: 100,
+            drain: Duration::from_secs(60),
+            keepalive: None,
+        }
+    }
+}
+
+/// Sockets that are open and nothing served yet: the step before the configuration's databases are opened, because
+/// descriptors handed over must be taken before others are opened.
+#[derive(Debug)]
+pub struct Ready {
+    listeners: Listeners,
+    limits: Limits,
+}
+
+impl Ready {
+    /// Takes over or opens the sockets and raises the limit of descriptors. No other thread may run.
+    pub fn prepare(args: &Args, settings: &Settings) -> Result<Ready> {
+        if let Err(e) = fd::raise_nofile() {
+            log::warn!("cannot raise the limit of open files error=<{e}>");
+        }
+        let sources = Sources {
+            listen: args.listen.clone(),
+            socket: args.socket.clone(),
+            config_listen: settings.listen.clone(),
+            config_socket: settings.socket.clone(),
+        };
+        let mut listeners = Listeners::open(&sources, |k| std::env::var_os(k), std::process::id())?;
+        listeners.keepalive = settings.keepalive;
+        Ok(Ready {
+            listeners,
+            limits: Limits {
+                max_connections: settings.max_connections,
+                drain: settings.drain,
+            },
+        })
+    }
+
+    /// Serves until told to stop; returns the exit status. Panics are logged from here on.
+    pub fn serve<C: Send + Sync + 'static>(
+        self,
+        shared: Arc<C>,
+        handler: Handler<C>,
+    ) -> Result<u8> {
+        log_panics();
+        let stop = Stop::new().map_err(|e| Error::io("cannot make the stop flag", e))?;
+        supervisor::run(self.listeners, self.limits, stop, shared, handler)
+    }
+}
+
+/// Sends the place of a panic to the log instead of standard error, which is /dev/null under master. What it said
+/// follows from the supervisor.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("?");
+        match info.location() {
+            Some(at) => log::error!("panic thread={name} at={at}"),
+            None => log::error!("panic thread={name}"),
+        }
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_of_ours_and_of_old_lines() {
+        let args = Args::parse(&[
+            "-C",
+            "/etc/x.conf",
+            "-v",
+            "-v",
+            "--listen",
+            "127.0.0.1:1",
+            "--listen=[::1]:2",
+            "--socket",
+            "/s",
+        ]);
+        assert_eq!(
+            args.unwrap(),
+            Args {
+                config: Some("/etc/x.conf".into()),
+                verbose: 2,
+                listen: vec!["127.0.0.1:1".into(), "[::1]:2".into()],
+                socket: Some("/s".into()),
+            }
+        );
+        let old = ["-p", "0", "-U", "250", "-T", "60", "-D", "-X", "-U", "1"];
+        assert_eq!(Args::parse(&old).unwrap(), Args::default());
+        assert_eq!(Args::parse::<&str>(&[]).unwrap(), Args::default());
+    }
+
+    #[test]
+    fn what_is_unknown_is_refused() {
+        for bad in [
+            &["-z"][..],
+            &["--liste=1"],
+            &["-C"],
+            &["-C", "a", "-C", "b"],
+            &["anna"],
+            &["--socket"],
+            &["-U"],
+        ] {
+            assert_eq!(Args::parse(bad).unwrap_err().kind(), Kind::Usage, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What all sessions share: configuration, names, catalogue, logins. Never changes.
+
+use super::auth::Authenticator;
+use crate::cyrus::config::Config;
+use crate::cyrus::mboxname::{MboxName, Namespace, Owner, canonical_userid};
+use crate::cyrus::partition::{choose, dir_hash, file_stem};
+use crate::error::{Error, Kind, Result};
+use crate::store::backup::{Backup, Settings};
+use crate::store::catalog::Catalog;
+use crate::store::lock::{Create, DataLock, Wait};
+use crate::store::reader::{Reader, Stale};
+use crate::util::time;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Shared by all sessions.
+pub struct Shared {
+    /// imapd.conf.
+    pub config: Config,
+    /// How names are read.
+    pub ns: Namespace,
+    /// backups.db.
+    pub catalog: Catalog,
+    /// Logins.
+    pub auth: Authenticator,
+    /// How backups are written.
+    pub settings: Settings,
+    /// How long a locked backup is waited for.
+    pub lock_wait: Duration,
+    /// Where nameless files are made.
+    pub staging: PathBuf,
+}
+
+impl Shared {
+    /// Whose backup a mailbox belongs to.
+    pub fn owner_of(&self, mboxname: &str) -> Result<String> {
+        Ok(MboxName::parse(mboxname, &self.ns)?.owner().key())
+    }
+
+    /// The key of a userid from the wire.
+    pub fn user_key(&self, userid: &str) -> Result<String> {
+        Ok(Owner::User(canonical_userid(userid, &self.ns)?).key())
+    }
+
+    /// A reader of a backup; `None` if there is no such backup.
+    pub fn reader(&self, key: &str) -> Result<Option<Reader>> {
+        let Some(path) = self.catalog.lookup(key)? else {
+            return Ok(None);
+        };
+        match Reader::open(&path, Stale::Repair(self.settings)) {
+            Ok(reader) => Ok(Some(reader)),
+            Err(e) if e.kind() == Kind::NotFound => Err(Error::new(
+                Kind::Io,
+                "a data file named in backups.db is missing; see cyr_backup rescan",
+            )
+            .because(e)
+            .for_user(key)),
+            Err(e) => Err(e.for_user(key)),
+        }
+    }
+
+    /// Opens a backup for writing, and makes it if there is none.
+    pub fn open(&self, key: &str) -> Result<Backup> {
+        let path = match self.catalog.lookup(key)? {
+            Some(path) => path,
+            None => self.catalog.create_with(key, || self.make(key))?,
+        };
+        let wait = Wait::For(self.lock_wait);
+        Backup::open(&path, key, wait, Create::No, self.settings).map_err(|e| {
+            if e.kind() == Kind::NotFound {
+                e.with_kind(Kind::Io).for_user(key)
+            } else {
+                e.for_user(key)
+            }
+        })
+    }
+
+    /// Makes an empty data file for a new backup and returns its path.
+    fn make(&self, key: &str) -> Result<PathBuf> {
+        const LETTERS: &[u8; 62] =
+            b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
+        let mut random = [0; 14];
+        getrandom::fill(&mut random)
+            .map_err(|e| Error::new(Kind::Internal, "no random numbers").because(e.to_string()))?;
+        let mut number = [0; 8];
+        number.copy_from_slice(&random[..8]);
+        let partitions = self.config.backup_partitions();
+        let (_, dir) = choose(
+            &partitions,
+            &self.config.partition_select(),
+            crate::sys::fs::space,
+            u64::from_le_bytes(number),
+        )?;
+        let suffix: String = random[8..]
+            .iter()
+            .map(|b| char::from(LETTERS[usize::from(*b) % LETTERS.len()]))
+            .collect();
+        let folder = dir.join(dir_hash(key, self.config.fulldirhash()).to_string());
+        std::fs::create_dir_all(&folder)
+            .map_err(|e| Error::io("cannot make folder", e).at(&folder))?;
+        let path = folder.join(format!("{}_{suffix}", file_stem(key)));
+        drop(DataLock::acquire(&path, Wait::No, Create::New)?);
+        log::info!(
+            "backup created user=<{key}> filename=<{}> time={}",
+            path.display(),
+            time::now()
+        );
+        Ok(path)
+    }
+}

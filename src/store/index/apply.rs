@@ -1,0 +1,265 @@
+//! Enters a line of the log: the one place that knows what each line means, for receiving and for
+//! rebuilding alike. Private facts stand in RESERVE lines under X-CYRBACKUP (`store::line`).
+
+use super::{Index, MailboxOutcome, Mode};
+use crate::cyrus::dlist::{ParseError, Parser, Start, Value};
+use crate::cyrus::header::{Envelope, LOOKED_AT};
+use crate::cyrus::sync::{MailboxHead, Record};
+use crate::error::{Error, Kind, Result};
+use crate::store::line::PRIVATE;
+use crate::util::time::Timestamp;
+use std::io::BufRead;
+
+/// What is carried from line to line while a log is entered.
+#[derive(Clone, Debug, Default)]
+pub struct Lines {
+    /// A COMPLETE fact that waits for its MAILBOX line: uniqueid and epoch.
+    pub complete: Option<(String, i64)>,
+    /// Bodies at or behind this (chunk, offset) wait for a reference.
+    pub waiting: Option<(i64, u64)>,
+}
+
+fn bad(what: &str) -> Error {
+    Error::new(Kind::Damaged, format!("line without a good {what}"))
+}
+
+/// Enters the line whose value stands before the parser. `at` is the offset, in the plain text
+/// of chunk `chunk_id`, of the parser's byte 0; `position` is the line's own. MAILBOX lines
+/// return what was found.
+pub fn apply_line<R: BufRead>(
+    index: &Index,
+    lines: &mut Lines,
+    name: &[u8],
+    parser: &mut Parser<R>,
+    time: Timestamp,
+    chunk_id: i64,
+    at: u64,
+    line_offset: u64,
+) -> Result<Option<MailboxOutcome>> {
+    let position = (chunk_id << 40) | (line_offset & ((1 << 40) - 1)) as i64;
+    match name {
+        b"MAILBOX" => {
+            return mailbox(index, lines, parser, time, position).map(Some);
+        }
+        b"MESSAGE" => messages(index, parser, time, chunk_id, at)?,
+        b"UNMAILBOX" => {
+            let v = parser.value()?;
+            index.unmailbox(v.as_str().ok_or_else(|| bad("name"))?, time)?;
+        }
+        b"RENAME" => rename(index, &parser.value()?, time)?,
+        b"SUB" => index.subscribe(&text(&parser.value()?, "MBOXNAME")?, time)?,
+        b"UNSUB" => index.unsubscribe(&text(&parser.value()?, "MBOXNAME")?, time)?,
+        b"SEEN" => {
+            let v = parser.value()?;
+            let id = text(&v, "UNIQUEID")?;
+            index.seen(&id, &without(&v, "USERID"), time)?;
+        }
+        b"SIEVE" => {
+            let v = parser.value()?;
+            let content = v
+                .get("CONTENT")
+                .and_then(Value::as_bytes)
+                .ok_or_else(|| bad("CONTENT"))?;
+            let updated = v.get("LAST_UPDATE").and_then(Value::as_u64).unwrap_or(0);
+            index.sieve(&text(&v, "FILENAME")?, updated, content, time)?;
+        }
+        b"UNSIEVE" => index.unsieve(&text(&parser.value()?, "FILENAME")?, time)?,
+        b"RESERVE" => {
+            let v = parser.value()?;
+            if let Some(facts) = v.get(PRIVATE).and_then(Value::as_kv) {
+                for (key, fact) in facts {
+                    private(index, lines, key, fact, time, position)?;
+                }
+            }
+        }
+        // Other tools' lines say nothing to us; reading on is what they need.
+        _ => {
+            parser.value()?;
+        }
+    }
+    Ok(None)
+}
+
+fn text(v: &Value, key: &str) -> Result<String> {
+    v.get(key)
+        .and_then(Value::as_str)
+        .map(str::to_owned)
+        .ok_or_else(|| bad(key))
+}
+
+fn without(v: &Value, key: &str) -> Value {
+    match v {
+        Value::Kv(items) => Value::Kv(
+            items
+                .iter()
+                .filter(|(k, _)| k != key.as_bytes())
+                .cloned()
+                .collect(),
+        ),
+        other => other.clone(),
+    }
+}
+
+fn mailbox<R: BufRead>(
+    index: &Index,
+    lines: &mut Lines,
+    parser: &mut Parser<R>,
+    time: Timestamp,
+    position: i64,
+) -> Result<MailboxOutcome> {
+    if !matches!(parser.start()?, Start::Kv) {
+        return Err(bad("MAILBOX"));
+    }
+    let mut head = MailboxHead { keys: Vec::new() };
+    let mut entered = None;
+    while let Some(key) = parser.kv_next()? {
+        if key != b"RECORD" {
+            let value = parser.value()?;
+            head.keys.push((key, value));
+            continue;
+        }
+        if !matches!(parser.start()?, Start::List) || entered.is_some() {
+            return Err(bad("RECORD"));
+        }
+        let mut apply = start(index, lines, &head, time, position)?;
+        while parser.list_next()? {
+            apply.record(&Record::from_value(parser.value()?)?)?;
+        }
+        entered = Some(apply);
+    }
+    match entered {
+        Some(apply) => apply,
+        None => start(index, lines, &head, time, position)?,
+    }
+    .finish()
+}
+
+fn start<'a>(
+    index: &'a Index,
+    lines: &mut Lines,
+    head: &MailboxHead,
+    time: Timestamp,
+    position: i64,
+) -> Result<super::MailboxApply<'a>> {
+    let mode = match lines.complete.take() {
+        Some((id, epoch)) if id == head.uniqueid()? => Mode::Complete(epoch),
+        _ => Mode::Changes,
+    };
+    index.begin_mailbox(head.clone(), mode, time, position, lines.waiting)
+}
+
+fn messages<R: BufRead>(
+    index: &Index,
+    parser: &mut Parser<R>,
+    time: Timestamp,
+    chunk_id: i64,
+    at: u64,
+) -> Result<()> {
+    if !matches!(parser.start()?, Start::List) {
+        return Err(bad("MESSAGE"));
+    }
+    while parser.list_next()? {
+        match parser.start()? {
+            Start::File(head) => {
+                let offset = at + parser.position();
+                let mut start = Vec::new();
+                parser.body(head.size, &mut |part| {
+                    let room = LOOKED_AT - start.len();
+                    start.extend_from_slice(&part[..part.len().min(room)]);
+                    Ok::<(), ParseError>(())
+                })?;
+                index.message(
+                    head.guid,
+                    chunk_id,
+                    offset,
+                    head.size,
+                    &String::from_utf8_lossy(&head.partition),
+                    &Envelope::read(&start),
+                    time,
+                )?;
+            }
+            // The old server wrote NIL for what it could not read.
+            Start::Leaf(_) => {}
+            _ => return Err(bad("MESSAGE")),
+        }
+    }
+    Ok(())
+}
+
+/// The old format's RENAME, by name; we write MAILBOX lines instead.
+fn rename(index: &Index, v: &Value, time: Timestamp) -> Result<()> {
+    let (old, new) = (text(v, "OLDMBOXNAME")?, text(v, "NEWMBOXNAME")?);
+    let Some(row) = index.mailbox_by_name(&old)? else {
+        return Ok(());
+    };
+    let mut head = row.head;
+    head.set("MBOXNAME", Value::text(new));
+    for key in ["PARTITION", "UIDVALIDITY"] {
+        if let Some(value) = v.get(key) {
+            head.set(key, value.clone());
+        }
+    }
+    index
+        .begin_mailbox(head, Mode::Changes, time, row.position, None)?
+        .finish()?;
+    Ok(())
+}
+
+fn private(
+    index: &Index,
+    lines: &mut Lines,
+    key: &[u8],
+    fact: &Value,
+    time: Timestamp,
+    position: i64,
+) -> Result<()> {
+    let level = |key| fact.get(key).and_then(Value::as_u64).unwrap_or(1) as i64;
+    match key {
+        b"GENERATION" => {
+            index.set_meta("generation", text(fact, "ID")?)?;
+            index.set_meta("key", text(fact, "KEY")?)?;
+            index.set_meta("created", time.0)?;
+        }
+        b"COMPLETE" => lines.complete = Some((text(fact, "UNIQUEID")?, level("EPOCH"))),
+        b"RESYNC" => {
+            let why = text(fact, "WHY")?;
+            index.mark_resync(&text(fact, "UNIQUEID")?, level("LEVEL"), &why, time)?;
+        }
+        // An intermediate mailbox: six keys, no records.
+        b"MAILBOX" => {
+            let Value::Kv(keys) = fact else {
+                return Err(bad("MAILBOX"));
+            };
+            let head = MailboxHead { keys: keys.clone() };
+            index
+                .begin_mailbox(head, Mode::Changes, time, position, None)?
+                .finish()?;
+        }
+        b"QUOTA" => index.quota(&text(fact, "ROOT")?, fact, time)?,
+        b"UNQUOTA" => index.unquota(fact.as_str().ok_or_else(|| bad("UNQUOTA"))?, time)?,
+        b"ACTIVATE_SIEVE" => {
+            index.activate_sieve(Some(&text(fact, "FILENAME")?), time)?;
+        }
+        b"UNACTIVATE_SIEVE" => index.activate_sieve(None, time)?,
+        b"UNUSER" => index.unuser(fact.as_str().ok_or_else(|| bad("UNUSER"))?, time)?,
+        b"ANNOTATION" => {
+            let value = fact.get("VALUE").and_then(Value::as_bytes).unwrap_or(b"");
+            index.annotation(
+                &text(fact, "MBOXNAME")?,
+                &text(fact, "ENTRY")?,
+                fact.get("USERID").and_then(Value::as_str).unwrap_or(""),
+                value,
+                time,
+            )?;
+        }
+        b"UNANNOTATION" => index.unannotation(
+            &text(fact, "MBOXNAME")?,
+            &text(fact, "ENTRY")?,
+            fact.get("USERID").and_then(Value::as_str).unwrap_or(""),
+            time,
+        )?,
+        // CLOCK and MANIFEST are for whoever walks the log; facts of later versions too.
+        _ => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! The tables. Times are true times in seconds; offsets as `doc/format.md` says; flags, heads and
+//! annotations are canonical dlist text.
+
+/// `CyBk`: says at once that the file is ours.
+pub const APPLICATION_ID: i64 = 0x4379_426b;
+
+/// The schema's version. A new one is read as it is or migrated in place.
+pub const VERSION: i64 = 1;
+
+/// Settings of every connection. Small caches; large transactions spill.
+pub const SETTINGS: &str = "
+    PRAGMA cache_size = -1024;
+    PRAGMA synchronous = NORMAL;
+    PRAGMA temp_store = MEMORY;
+    PRAGMA wal_autocheckpoint = 0;
+";
+
+/// A new index.
+pub const CREATE: &str = "
+    PRAGMA journal_mode = WAL;
+    BEGIN;
+    PRAGMA application_id = 0x4379426b;
+    PRAGMA user_version = 1;
+    -- generation: of the log; acknowledged: file length at the last durable point; stamp: last one
+    -- printed; key: whose backup this is; created
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+    -- length, plain_length and sha256 are NULL while the member is open
+    CREATE TABLE chunk (
+        id INTEGER PRIMARY KEY,
+        offset INTEGER NOT NULL,
+        length INTEGER,
+        plain_length INTEGER,
+        first_time INTEGER NOT NULL,
+        last_time INTEGER NOT NULL,
+        sha256 BLOB
+    );
+    -- offset and size: the body's bytes in the plain text of its chunk
+    CREATE TABLE message (
+        id INTEGER PRIMARY KEY,
+        guid BLOB NOT NULL UNIQUE,
+        chunk_id INTEGER NOT NULL,
+        offset INTEGER NOT NULL,
+        size INTEGER NOT NULL,
+        partition TEXT NOT NULL,
+        time INTEGER NOT NULL,
+        from_ TEXT, to_ TEXT, cc TEXT, subject TEXT, message_id TEXT, date TEXT
+    );
+    -- records, crc, annot_short, annot_long: count and sums of the live records;
+    -- unreliable: a complete state came whose own sums were wrong
+    CREATE TABLE mailbox (
+        id INTEGER PRIMARY KEY,
+        uniqueid TEXT NOT NULL UNIQUE,
+        mboxname TEXT NOT NULL,
+        last_uid INTEGER NOT NULL,
+        highestmodseq INTEGER NOT NULL,
+        uidvalidity INTEGER NOT NULL,
+        sync_crc INTEGER,
+        sync_crc_annot INTEGER,
+        head BLOB NOT NULL,
+        intermediate INTEGER NOT NULL,
+        epoch INTEGER NOT NULL,
+        records INTEGER NOT NULL,
+        crc INTEGER NOT NULL,
+        annot_short INTEGER NOT NULL,
+        annot_long INTEGER NOT NULL,
+        unreliable INTEGER NOT NULL,
+        created INTEGER NOT NULL,
+        changed INTEGER NOT NULL,
+        deleted INTEGER
+    );
+    CREATE INDEX mailbox_name ON mailbox (mboxname);
+    -- expunged: when we heard of it; gone: not by a flag but by a complete state that lacked it;
+    -- missing: no body came; position: chunk << 40 | offset of the last line about it
+    CREATE TABLE record (
+        mailbox_id INTEGER NOT NULL,
+        epoch INTEGER NOT NULL,
+        uid INTEGER NOT NULL,
+        modseq INTEGER NOT NULL,
+        last_updated INTEGER NOT NULL,
+        internaldate INTEGER NOT NULL,
+        size INTEGER NOT NULL,
+        guid BLOB NOT NULL,
+        flags BLOB NOT NULL,
+        annotations BLOB,
+        extra BLOB,
+        crc INTEGER NOT NULL,
+        annot_short INTEGER NOT NULL,
+        annot_long INTEGER NOT NULL,
+        arrived INTEGER NOT NULL,
+        changed INTEGER NOT NULL,
+        expunged INTEGER,
+        gone INTEGER NOT NULL,
+        missing INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        PRIMARY KEY (mailbox_id, epoch, uid)
+    ) WITHOUT ROWID;
+    -- level 1: records are in doubt; 2: the server went back, the next state is a new epoch
+    CREATE TABLE resync (
+        uniqueid TEXT PRIMARY KEY, level INTEGER NOT NULL, why TEXT NOT NULL, time INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE subscription (
+        mboxname TEXT PRIMARY KEY, time INTEGER NOT NULL, unsubscribed INTEGER
+    ) WITHOUT ROWID;
+    CREATE TABLE seen (
+        uniqueid TEXT PRIMARY KEY, value BLOB NOT NULL, time INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE sieve (
+        id INTEGER PRIMARY KEY,
+        filename TEXT NOT NULL,
+        guid BLOB NOT NULL,
+        last_update INTEGER NOT NULL,
+        content BLOB NOT NULL,
+        time INTEGER NOT NULL,
+        deleted INTEGER
+    );
+    CREATE INDEX sieve_name ON sieve (filename);
+    CREATE TABLE sieve_active (
+        id INTEGER PRIMARY KEY CHECK (id = 1), filename TEXT, time INTEGER NOT NULL
+    );
+    CREATE TABLE quota (
+        root TEXT PRIMARY KEY, value BLOB NOT NULL, time INTEGER NOT NULL, removed INTEGER
+    ) WITHOUT ROWID;
+    CREATE TABLE annotation (
+        mboxname TEXT NOT NULL, entry TEXT NOT NULL, userid TEXT NOT NULL,
+        value BLOB NOT NULL, time INTEGER NOT NULL, removed INTEGER,
+        PRIMARY KEY (mboxname, entry, userid)
+    ) WITHOUT ROWID;
+    COMMIT;
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constants_stand_in_the_schema() {
+        assert!(CREATE.contains(&format!("application_id = {APPLICATION_ID:#x}")));
+        assert!(CREATE.contains(&format!("user_version = {VERSION}")));
+    }
+}
