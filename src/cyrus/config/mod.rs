@@ -17,7 +17,8 @@ pub mod parse;
 
 use crate::error::Result;
 use load::Loader;
-use options::{Opt, TABLE};
+pub use options::Opt;
+use options::TABLE;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
