@@ -6,7 +6,7 @@ pub mod serve;
 
 /// Runs the program with the process' arguments and returns its exit status.
 pub fn main() -> std::process::ExitCode {
-    let args: Vec<String> = std::env::args().skip(2).collect();
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "serve").collect();
     let run = || -> crate::error::Result<u8> {
         let args = serve::Args::parse(&args)?;
         let path = args
