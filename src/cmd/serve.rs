@@ -16,9 +16,9 @@ use crate::cyrus::config::{Config, Opt};
 use crate::error::{Error, Kind, Result};
 use crate::server::auth::{AuthPolicy, Authenticator};
 use crate::server::listen::{Keepalive, Listeners, Sources, Stop};
-use crate::server::supervisor::{self, Handler, Limits};
 use crate::server::session;
 use crate::server::shared::Shared;
+use crate::server::supervisor::{self, Handler, Limits};
 use crate::store::backup;
 use crate::store::catalog::Catalog;
 use crate::sys::{fd, identity};
@@ -155,13 +155,11 @@ impl Ready {
 
 /// Serves as `config` says, as the cyrus user, until told to stop. Returns the exit status.
 pub fn run(args: &Args, config: Config) -> Result<u8> {
-    let keepalive = config
-        .switch(Opt::TcpKeepalive)
-        .then(|| Keepalive {
-            idle_secs: config.secs(Opt::TcpKeepaliveIdle) as u32,
-            interval_secs: config.secs(Opt::TcpKeepaliveIntvl) as u32,
-            count: config.int(Opt::TcpKeepaliveCnt) as u32,
-        });
+    let keepalive = config.switch(Opt::TcpKeepalive).then(|| Keepalive {
+        idle_secs: config.secs(Opt::TcpKeepaliveIdle) as u32,
+        interval_secs: config.secs(Opt::TcpKeepaliveIntvl) as u32,
+        count: config.int(Opt::TcpKeepaliveCnt) as u32,
+    });
     let settings = Settings {
         listen: config
             .backup_listen()
@@ -185,11 +183,7 @@ fn shared(config: Config) -> Result<Shared> {
         ));
     }
     let mut our_uids = vec![identity::current_uid()];
-    our_uids.extend(
-        identity::uid_of(config.cyrus_user())
-            .ok()
-            .flatten(),
-    );
+    our_uids.extend(identity::uid_of(config.cyrus_user()).ok().flatten());
     let auth = Authenticator::new(AuthPolicy {
         admins: config.admins(),
         allow_plaintext: config.allowplaintext(),

@@ -11,7 +11,7 @@ use crate::cyrus::guid::Guid;
 use crate::cyrus::mboxname::{Owner, inbox_of};
 use crate::cyrus::sync::{MailboxHead, Record};
 use crate::error::{Error, Kind, Result};
-use crate::store::backup::MailboxResult;
+use crate::store::backup::{MailboxResult, resync_line};
 use crate::store::index::{Index, MailboxOutcome, MailboxRow, RecordRow};
 use crate::store::line::{Line, needs_literal};
 use crate::store::reader;
@@ -706,14 +706,7 @@ fn resync(
     why: &str,
 ) -> Error {
     log::warn!("mailbox to be sent again user=<{key}> mailbox=<{mboxname}> reason=<{why}>");
-    let line = Line::private(
-        "RESYNC",
-        Value::kv([
-            ("UNIQUEID", Value::text(uniqueid)),
-            ("LEVEL", Value::num(level)),
-            ("WHY", Value::text(why)),
-        ]),
-    );
+    let line = resync_line(uniqueid, level, why);
     let marked = held
         .evict(key)
         .and_then(|()| held.get(key)?.append(&[line], time::now()));

@@ -7,10 +7,11 @@ use crate::cyrus::partition::{Space, choose, dir_hash, file_stem};
 use crate::error::{Error, Kind, Result};
 use crate::store::backup::{Backup, Settings};
 use crate::store::catalog::Catalog;
+use crate::store::index;
 use crate::store::lock::{Create, DataLock, Wait};
 use crate::store::reader::{Reader, Stale};
 use crate::util::time;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Shared by all sessions.
@@ -49,6 +50,10 @@ impl Shared {
         };
         match Reader::open(&path, Stale::Repair(self.settings)) {
             Ok(reader) => Ok(Some(reader)),
+            Err(e) if e.kind() == Kind::Damaged => {
+                self.set_aside(key, &path, &e)?;
+                self.reader(key)
+            }
             Err(e) if e.kind() == Kind::NotFound => Err(Error::new(
                 Kind::Io,
                 "a data file named in backups.db is missing; see cyr_backup rescan",
@@ -66,13 +71,40 @@ impl Shared {
             None => self.catalog.create_with(key, || self.make(key))?,
         };
         let wait = Wait::For(self.lock_wait);
-        Backup::open(&path, key, wait, Create::No, self.settings).map_err(|e| {
+        let opened = match Backup::open(&path, key, wait, Create::No, self.settings) {
+            Err(e) if e.kind() == Kind::Damaged => {
+                self.set_aside(key, &path, &e)?;
+                Backup::open(&path, key, wait, Create::No, self.settings)
+            }
+            opened => opened,
+        };
+        opened.map_err(|e| {
             if e.kind() == Kind::NotFound {
                 e.with_kind(Kind::Io).for_user(key)
             } else {
                 e.for_user(key)
             }
         })
+    }
+
+    /// Damage never refuses a write: a data file that cannot be read as a log is kept under another
+    /// name, and a successor begins, into which the sender's next run brings everything.
+    fn set_aside(&self, key: &str, path: &Path, why: &Error) -> Result<()> {
+        let lock = DataLock::acquire(path, Wait::For(self.lock_wait), Create::No)?;
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(format!(".damaged.{}", time::now_ms()));
+        let aside = PathBuf::from(aside);
+        std::fs::rename(path, &aside)
+            .map_err(|e| Error::io("cannot set aside", e).at(path).for_user(key))?;
+        log::error!(
+            "IOERROR: damaged backup set aside user=<{key}> filename=<{}> now=<{}> error=<{why}>",
+            path.display(),
+            aside.display()
+        );
+        drop(DataLock::acquire(path, Wait::No, Create::New)?);
+        index::remove(&index::path_of(path))?;
+        drop(lock);
+        Ok(())
     }
 
     /// Makes an empty data file for a new backup and returns its path.

@@ -108,7 +108,8 @@ impl Backup {
             .len()
             .map_err(|e| Error::io("cannot read", e).at(path))?;
         let opened = recover(&file, path, len).map_err(|e| e.at(path))?;
-        Ok(Backup {
+        let doubtful = opened.doubtful;
+        let mut backup = Backup {
             log: Log::new(Arc::clone(&file), opened.end, settings.level),
             index: opened.index,
             file,
@@ -124,7 +125,26 @@ impl Backup {
             body: None,
             broken: false,
             _lock: lock,
-        })
+        };
+        if !doubtful.is_empty() {
+            backup.doubt(&doubtful)?;
+        }
+        Ok(backup)
+    }
+
+    /// Marks mailboxes that a loss left in doubt, so that the sender's next run brings them.
+    fn doubt(&mut self, mailboxes: &[(String, String)]) -> Result<()> {
+        let mut lines = Vec::new();
+        for (uniqueid, why) in mailboxes {
+            log::warn!(
+                "mailbox to be sent again filename=<{}> uniqueid=<{uniqueid}> reason=<{why}>",
+                self.path.display()
+            );
+            lines.push(resync_line(uniqueid, 1, why));
+        }
+        let now = Timestamp(self.stamp);
+        self.append(&lines, now)?;
+        self.seal()
     }
 
     /// The index, for questions.
@@ -634,10 +654,24 @@ impl Drop for Backup {
     }
 }
 
+/// The line that marks a mailbox: its next statement must be complete. Level 2 begins a new epoch.
+pub fn resync_line(uniqueid: &str, level: i64, why: &str) -> Line {
+    Line::private(
+        "RESYNC",
+        Value::kv([
+            ("UNIQUEID", Value::text(uniqueid)),
+            ("LEVEL", Value::num(level)),
+            ("WHY", Value::text(why)),
+        ]),
+    )
+}
+
 struct Opened {
     index: Index,
     end: u64,
     stamp: i64,
+    /// Mailboxes (uniqueid, reason) that a loss left in doubt.
+    doubtful: Vec<(String, String)>,
 }
 
 /// The generation named in the first member, `None` in a log that is not (yet) ours.
@@ -682,6 +716,7 @@ fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
             index,
             end: 0,
             stamp: 0,
+            doubtful: Vec::new(),
         });
     }
     let opened = Index::open(&index_path).and_then(|index| {
@@ -729,6 +764,7 @@ fn catch_up(
             index,
             end: len,
             stamp,
+            doubtful: Vec::new(),
         });
     }
     let plain = index.meta_number("acknowledged_plain")?.unwrap_or(0) as u64;
@@ -773,7 +809,12 @@ fn catch_up(
         entered.lines,
         len.saturating_sub(end)
     );
-    Ok(Opened { index, end, stamp })
+    Ok(Opened {
+        index,
+        end,
+        stamp,
+        doubtful: Vec::new(),
+    })
 }
 
 /// Builds a new index from the whole log.
@@ -808,11 +849,15 @@ fn rebuild(file: &Arc<dyn LogFile>, path: &Path, index_path: &Path, len: u64) ->
         // A log of the old tools: its index is ours by being here.
         index.set_meta("generation", "")?;
     }
+    // A log of the old tools promises nothing that could be missed here.
+    let ours = generation(&**file)?.is_some();
+    let doubtful = if ours { index.doubtful()? } else { Vec::new() };
     done(&**file, &index, end, entered.stamp)?;
     Ok(Opened {
         index,
         end,
         stamp: entered.stamp,
+        doubtful,
     })
 }
 
