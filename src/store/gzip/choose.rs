@@ -28,11 +28,19 @@ const SAMPLE: usize = 256;
 /// A sample of this many bits per byte is noise if the pieces before it were.
 const NOISE_BITS: f32 = 7.6;
 const TABLE_BITS: u32 = 14;
-/// Of a row of pieces that came out the same, one in so many is looked at closely.
+/// Fast levels look closely at one piece in so many, in a row of pieces that came out the same.
 const LOOK_EVERY: u32 = 8;
+/// Share of repeated strings from which on fast levels search for them: where one in 50 repeats, about
+/// 1 % is lost by not searching.
+const REPEATS_FAST: usize = 50;
+/// The same for levels that want small files; chance makes one in 200 repeat in base64.
+const REPEATS_SMALL: usize = 125;
+/// The last fast level.
+const FAST: u8 = 3;
 
 /// Chooses; remembers which strings it saw lately (16 KiB).
 pub(super) struct Chooser {
+    fast: bool,
     seen: Vec<u32>,
     last: Encoding,
     /// Pieces that may pass for what the last ones were.
@@ -40,8 +48,10 @@ pub(super) struct Chooser {
 }
 
 impl Chooser {
-    pub(super) fn new() -> Chooser {
+    /// For compression at `level`.
+    pub(super) fn new(level: u8) -> Chooser {
         Chooser {
+            fast: level <= FAST,
             seen: Vec::new(),
             last: Encoding::Strings,
             trusted: 0,
@@ -74,7 +84,7 @@ impl Chooser {
             }
         }
         let bits = bits_per_byte(&sample);
-        let trust = |kind| self.last == kind && self.trusted > 1;
+        let trust = |kind| self.fast && self.last == kind && self.trusted > 1;
         if bits < FLAT_BITS {
             return Encoding::Strings;
         }
@@ -99,7 +109,7 @@ impl Chooser {
         encoding
     }
 
-    /// True if over 2 % of the 4-byte strings were seen lately.
+    /// True if enough of the 4-byte strings were seen lately.
     fn repeats(&mut self, piece: &[u8]) -> bool {
         self.seen.resize(1 << TABLE_BITS, 0);
         let mut hits = 0;
@@ -109,7 +119,12 @@ impl Chooser {
             hits += usize::from(self.seen[slot] == value);
             self.seen[slot] = value;
         }
-        hits > piece.len() / 50
+        hits > piece.len()
+            / if self.fast {
+                REPEATS_FAST
+            } else {
+                REPEATS_SMALL
+            }
     }
 }
 
@@ -151,8 +166,8 @@ mod tests {
 
     const LEN: usize = 16 * 1024;
 
-    fn choices(data: &[u8]) -> Vec<Encoding> {
-        let mut chooser = Chooser::new();
+    fn choices(level: u8, data: &[u8]) -> Vec<Encoding> {
+        let mut chooser = Chooser::new(level);
         data.chunks(LEN)
             .map(|piece| {
                 let mut counts = [0; 256];
@@ -177,11 +192,17 @@ mod tests {
         ];
         let mut all = Vec::new();
         for (data, kind) in &kinds {
-            assert!(choices(data).iter().all(|c| c == kind), "{kind:?}");
+            assert!(
+                [1, 6]
+                    .iter()
+                    .all(|level| choices(*level, data) == [*kind; 20]),
+                "{kind:?}"
+            );
             all.extend_from_slice(data);
         }
         let want = kinds.iter().flat_map(|(_, kind)| vec![*kind; 20]);
-        assert!(choices(&all).into_iter().eq(want));
+        assert!(choices(1, &all).into_iter().eq(want.clone()));
+        assert!(choices(6, &all).into_iter().eq(want));
     }
 
     #[test]
@@ -189,7 +210,7 @@ mod tests {
         let mut mail = Mail(22);
         for period in [1000, 10_000, 30_000] {
             for unit in [mail.noise(period), mail.base64(period)] {
-                let choices = choices(&unit.repeat(30 * LEN / period));
+                let choices = choices(1, &unit.repeat(30 * LEN / period));
                 let strings = choices.iter().filter(|c| **c == Encoding::Strings).count();
                 assert!(strings > choices.len() / 2, "{period}: {strings}");
             }
@@ -202,7 +223,7 @@ mod tests {
         for len in [0, 1, 3, PIECE_MIN - 1] {
             let piece = Mail(23).noise(len);
             assert_eq!(
-                Chooser::new().choose(&piece, &mut counts),
+                Chooser::new(1).choose(&piece, &mut counts),
                 Encoding::Strings
             );
         }
