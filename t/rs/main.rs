@@ -2,3 +2,4 @@
 mod imapd_conf;
 
 mod twoskip;
+mod log;
