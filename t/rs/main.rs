@@ -1,5 +1,6 @@
 //! Store and server through the library.
 mod imapd_conf;
 
-mod twoskip;
 mod log;
+mod store;
+mod twoskip;
