@@ -1,7 +1,9 @@
-//! The only unsafe code: locks, inherited descriptors, identity, terminal. Decides nothing.
+//! The only unsafe code: locks, inherited descriptors, identity, space, local time. Decides nothing.
 #![allow(unsafe_code)]
 
+pub mod clock;
 pub mod fd;
+pub mod fs;
 pub mod identity;
 pub mod lock;
 pub mod tty;

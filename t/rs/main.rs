@@ -1,1 +1,2 @@
 //! Store and server through the library.
+mod imapd_conf;

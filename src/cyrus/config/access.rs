@@ -318,3 +318,107 @@ impl Config {
         usize::try_from(self.int(opt)).unwrap_or(0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        Config::from_text(&format!("configdirectory: /c\n{text}"), "backupd").unwrap()
+    }
+
+    #[test]
+    fn admins() {
+        let c = config("admins: cyrus  repl@ex.org\tgroup:staff a,b\n");
+        assert_eq!(c.admins(), ["cyrus", "repl@ex.org", "group:staff", "a,b"]);
+        assert!(c.is_admin("cyrus") && c.is_admin("repl@ex.org"));
+        for no in [
+            "",
+            "Cyrus",
+            "repl",
+            "staff",
+            "group:staff",
+            "a",
+            "cyrus repl@ex.org",
+        ] {
+            assert!(!c.is_admin(no), "{no}");
+        }
+        assert!(c.warnings()[0].contains("group:staff"));
+        assert!(config("admins: anyone\n").is_admin("whoever"));
+        assert!(!config("").is_admin("") && !config("").is_admin("anyone"));
+    }
+
+    #[test]
+    fn places() {
+        let c = config("backuppartition-b: /b/\nbackuppartition-A: /a\n");
+        let expect = [("b", "/b"), ("a", "/a")].map(|(n, p)| (n.to_string(), PathBuf::from(p)));
+        assert_eq!(c.backup_partitions(), expect);
+        assert_eq!(c.backup_db_path(), Path::new("/c/backups.db"));
+        assert_eq!(c.backup_staging_path(), Path::new("/tmp/backup"));
+        assert_eq!(c.backup_passwd_file(), Path::new("/c/backup_passwd"));
+        assert_eq!(c.backup_index_path(), None);
+        let c = config("temp_path: /t\nbackup_index_path: {configdirectory}/i\n");
+        assert_eq!(c.backup_staging_path(), Path::new("/t/backup"));
+        assert_eq!(c.backup_index_path(), Some(PathBuf::from("/c/i")));
+    }
+
+    #[test]
+    fn times_and_numbers() {
+        let c = config("");
+        assert_eq!(c.sync_timeout(), Duration::from_secs(1800));
+        assert_eq!(c.backup_retention(), Some(Duration::from_secs(7 * 86_400)));
+        assert_eq!(c.failedloginpause(), Duration::from_secs(3));
+        assert_eq!((c.backup_max_connections(), c.backup_open_max()), (200, 8));
+        assert_eq!((c.backup_ingest_level(), c.backup_compact_level()), (1, 6));
+        assert_eq!(c.backup_chunk_max(), 8 << 20);
+        assert_eq!((c.umask(), c.backup_rename()), (0o077, Rename::Follow));
+        let c = config("sync_timeout: 1s\nbackup_retention: 0\numask: 27\nbackup_rename: reject\n");
+        assert_eq!(c.sync_timeout(), Duration::from_secs(3));
+        assert_eq!(c.backup_retention(), None);
+        assert_eq!((c.umask(), c.backup_rename()), (0o27, Rename::Reject));
+        assert_eq!(config("backup_retention: -1\n").backup_retention(), None);
+    }
+
+    #[test]
+    fn names_and_partitions() {
+        let c = config("virtdomains: userid\ndefaultdomain: d.org\nunixhierarchysep: off\n");
+        let expect = Namespace {
+            defaultdomain: "d.org".into(),
+            unixhierarchysep: false,
+            virtdomains: VirtDomains::Userid,
+            ..Namespace::default()
+        };
+        assert_eq!(c.namespace(), expect);
+        assert_eq!(config("").namespace(), Namespace::default());
+        let c = config("partition_select_mode: random\npartition_select_exclude: a, b\tc\n");
+        assert_eq!(c.partition_select().mode, Mode::Random);
+        assert_eq!(c.partition_select().exclude, ["a", "b", "c"]);
+        assert_eq!((c.cyrus_user(), c.cyrus_group()), ("cyrus", "mail"));
+        assert_eq!(
+            (c.syslog_facility(), c.syslog_prefix()),
+            (Facility::Mail, None)
+        );
+        assert_eq!(config("servername: s\n").servername(), "s");
+        assert_eq!(config("").servername(), identity::host_name());
+    }
+
+    #[test]
+    fn what_the_table_cannot_say() {
+        for text in [
+            "backup_db: sql\n",
+            "backup_db_path: b.db\n",
+            "backup_socket: s\n",
+            "defaultpartition: a_b\n",
+        ] {
+            let text = format!("configdirectory: /c\n{text}");
+            let e = Config::from_text(&text, "backupd").unwrap_err();
+            assert_eq!(e.kind(), Kind::Config, "{text}");
+        }
+        assert!(Config::from_text("configdirectory: c\n", "x").is_err());
+        let odd = "umask: 9\nsyslog_facility: KERN\nbackuppartition-a: /a\n\
+                   backuppartition-b: /a/b\nbackuppartition-c: /a\nbackuppartition-d: /ab\n";
+        let c = config(odd);
+        assert_eq!(c.warnings().len(), 5, "{:?}", c.warnings());
+        assert_eq!(c.umask(), 0o077);
+    }
+}
