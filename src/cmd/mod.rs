@@ -1,40 +1,550 @@
-//! The subcommands: one table, one file each.
+//! The program: one table of commands, and how each of them is started.
+//!
+//! A command line is first judged as a whole, without opening anything; then imapd.conf is read;
+//! then, when started as root, the process becomes the cyrus user, before any other file is
+//! opened: a file of root's would lock the server out. Then the command runs.
+//!
+//! Data go to standard output, everything else to standard error. A closed pipe ends quietly.
+//! Exit status: 0 all well, 1 some backups failed, else what [`status`] makes of the error.
+//! `serve` logs as Cyrus services do; the others log to standard error.
 #![forbid(unsafe_code)]
 
+pub mod args;
+pub mod chunks;
+pub mod dump;
+pub mod list;
+pub mod mailboxes;
+pub mod messages;
+pub mod output;
 pub mod passwd;
+pub mod select;
 pub mod serve;
+pub mod show;
+pub mod stat;
+
+use crate::cyrus::config::Config;
+use crate::cyrus::mboxname::{MboxName, Namespace};
+use crate::error::{Error, Kind, Result};
+use crate::store::backup::Settings;
+use crate::store::catalog::Catalog;
+use crate::store::reader::{Reader, Stale};
+use crate::sys::identity::{self, Became};
+use args::{Globals, usage};
+use getopts::{Matches, Options, ParsingStyle};
+use log::{Level, LevelFilter};
+use output::{Out, plain};
+use select::{Chosen, Select};
+use std::cell::Cell;
+use std::ffi::OsString;
+use std::fmt;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Read when no `-C` is given.
+const CONFIG: &str = "/etc/imapd.conf";
+/// Our name in messages, and the prefix of our own keys in imapd.conf.
+const IDENT: &str = "cyr_backup";
+
+/// One row of the table.
+pub struct Command {
+    /// What is typed.
+    pub name: &'static str,
+    /// What may follow it.
+    pub operands: &'static str,
+    /// What it does, in one line.
+    pub help: &'static str,
+    /// Its options, the common ones included.
+    pub options: fn() -> Options,
+    /// Judges what was typed: the Args half. What it returns is the run half.
+    pub job: fn(&Matches) -> Result<Job>,
+}
+
+/// What is left to do once the command line is understood.
+pub type Job = Box<dyn FnOnce(&Context, &mut Out) -> Result<Outcome>>;
+
+/// How a command ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All well; nothing to do is well.
+    Well,
+    /// Some backups failed and were complained about.
+    Partly,
+    /// An exit status of its own.
+    Status(u8),
+}
+
+/// All commands.
+pub static COMMANDS: &[Command] = &[
+    Command {
+        name: "serve",
+        operands: "",
+        help: "receive from sync_client",
+        options: serve::options,
+        job: serve::job,
+    },
+    Command {
+        name: "list",
+        operands: "[MODE] [BACKUP...]",
+        help: "the backups: last sync, sizes",
+        options: list::options,
+        job: list::job,
+    },
+    Command {
+        name: "stat",
+        operands: "[MODE] BACKUP...",
+        help: "numbers about each backup",
+        options: stat::options,
+        job: stat::job,
+    },
+    Command {
+        name: "chunks",
+        operands: "[MODE] BACKUP",
+        help: "the chunks of a log",
+        options: chunks::options,
+        job: chunks::job,
+    },
+    Command {
+        name: "mailboxes",
+        operands: "[MODE] BACKUP",
+        help: "the mailboxes of a backup",
+        options: mailboxes::options,
+        job: mailboxes::job,
+    },
+    Command {
+        name: "messages",
+        operands: "[MODE] BACKUP [MAILBOX...]",
+        help: "the messages of a backup",
+        options: messages::options,
+        job: messages::job,
+    },
+    Command {
+        name: "show",
+        operands: "[MODE] BACKUP ITEM...",
+        help: "a mailbox, a message (by GUID), subscriptions, sieve, seen, quota, annotations, marks",
+        options: show::options,
+        job: show::job,
+    },
+    Command {
+        name: "dump",
+        operands: "message|chunk|sieve|log [MODE] BACKUP [ITEM]",
+        help: "a message, chunk, script or the whole log as it is",
+        options: dump::options,
+        job: dump::job,
+    },
+    Command {
+        name: "passwd",
+        operands: "[USER]",
+        help: "the credentials of senders",
+        options: passwd::options,
+        job: passwd::job,
+    },
+];
+
+/// What a command works with.
+pub struct Context {
+    /// imapd.conf.
+    pub config: Config,
+    /// How mailbox names are read and shown.
+    pub namespace: Namespace,
+    /// What was typed besides.
+    pub globals: Globals,
+    /// Backups that failed and were complained about.
+    failures: Cell<u64>,
+}
+
+impl Context {
+    /// The catalogue, for reading.
+    pub fn catalog(&self) -> Catalog {
+        Catalog::open(&self.config.backup_db_path(), false)
+    }
+
+    /// The repair of a stale index, with the settings of imapd.conf.
+    pub fn repair(&self) -> Stale {
+        Stale::Repair(Settings {
+            level: self.config.backup_ingest_level(),
+            chunk_max: self.config.backup_chunk_max(),
+        })
+    }
+
+    /// Finds and opens the one backup a command is about.
+    pub fn open_one(&self, select: &Select) -> Result<View> {
+        let chosen = select.find_one(&self.catalog(), &self.namespace)?;
+        self.open(&chosen, self.repair())
+    }
+
+    /// Opens a backup for reading.
+    pub fn open(&self, chosen: &Chosen, stale: Stale) -> Result<View> {
+        let reader = Reader::open(&chosen.path, stale)?;
+        let key = match &chosen.key {
+            Some(key) => key.clone(),
+            None => reader
+                .index()
+                .meta_text("key")?
+                .unwrap_or_else(|| chosen.name()),
+        };
+        Ok(View { reader, key })
+    }
+
+    /// The name of a mailbox as an administrator sees it.
+    pub fn admin_name(&self, mboxname: &str) -> String {
+        admin_name(mboxname, &self.namespace)
+    }
+
+    /// Says that something is wrong with one of several backups, and counts.
+    pub fn complain(&self, name: &str, e: &Error) {
+        self.failures.set(self.failures.get() + 1);
+        say(format_args!("{}: {}", plain(name), plain(&e.to_string())));
+    }
+
+    /// How it went.
+    pub fn outcome(&self) -> Outcome {
+        match self.failures.get() {
+            0 => Outcome::Well,
+            _ => Outcome::Partly,
+        }
+    }
+}
+
+/// A backup opened for reading.
+pub struct View {
+    /// The backup.
+    pub reader: Reader,
+    /// Whose it is.
+    pub key: String,
+}
+
+/// The admin form of an internal name; one that cannot be parsed stays as it is.
+pub fn admin_name(mboxname: &str, ns: &Namespace) -> String {
+    match MboxName::parse(mboxname, ns) {
+        Ok(name) => name.to_admin(ns),
+        Err(_) => mboxname.to_owned(),
+    }
+}
+
+/// The exit status of an error (sysexits).
+pub fn status(kind: Kind) -> u8 {
+    match kind {
+        Kind::NotFound | Kind::Exists => 1,
+        Kind::Usage => 64,
+        Kind::Damaged | Kind::NeedsReindex | Kind::Protocol => 65,
+        Kind::Internal => 70,
+        Kind::NoSpace | Kind::Io | Kind::Db => 74,
+        Kind::Locked | Kind::Changed | Kind::Stopping => 75,
+        Kind::Denied | Kind::Moved => 77,
+        Kind::Config => 78,
+    }
+}
+
+/// A line on standard error; that nobody reads it is no reason to fail.
+pub fn say(text: fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
 
 /// Runs the program with the process' arguments and returns its exit status.
-pub fn main() -> std::process::ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "serve").collect();
-    let run = || -> crate::error::Result<u8> {
-        let args = serve::Args::parse(&args)?;
-        let path = args
-            .config
-            .clone()
-            .unwrap_or_else(|| "/etc/imapd.conf".into());
-        let config = crate::cyrus::config::Config::load(&path, "backup")?;
-        crate::sys::identity::set_umask(0o077);
-        crate::sys::identity::become_user(config.cyrus_user(), config.cyrus_group())?;
-        let level = if args.verbose > 0 {
-            log::LevelFilter::Debug
-        } else {
-            log::LevelFilter::Info
-        };
-        crate::cyrus::syslog::init(
-            "backup",
-            config.syslog_prefix(),
-            config.syslog_facility(),
-            level,
-            args.verbose > 0,
-        )?;
-        serve::run(&args, config)
-    };
-    match run() {
-        Ok(code) => std::process::ExitCode::from(code),
-        Err(e) => {
-            eprintln!("{e}");
-            std::process::ExitCode::from(78)
+pub fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    // A panic has been reported by its hook already.
+    let status = catch_unwind(AssertUnwindSafe(|| run(&args))).unwrap_or(status(Kind::Internal));
+    ExitCode::from(status)
+}
+
+fn run(args: &[OsString]) -> u8 {
+    let fail = |e: Error| {
+        say(format_args!("{IDENT}: {}", plain(&e.to_string())));
+        if e.kind() == Kind::Usage {
+            say(format_args!("Try `{IDENT} --help'."));
         }
+        status(e.kind())
+    };
+    let mut out = Out::stdout();
+    let (command, globals, job) = match parse(args) {
+        Ok(Invocation::Run(command, globals, job)) => (command, globals, job),
+        Ok(Invocation::Print(text)) => {
+            let done = out.bytes(text.as_bytes()).and_then(|()| out.flush());
+            return match done {
+                Err(e) if !out.is_closed() => fail(e),
+                _ => 0,
+            };
+        }
+        Err(e) => return fail(e),
+    };
+    let context = match start(command, globals) {
+        Ok(context) => context,
+        Err(e) => return fail(e),
+    };
+    let outcome = job(&context, &mut out).and_then(|o| out.flush().map(|()| o));
+    match outcome {
+        Err(_) if out.is_closed() => u8::from(context.outcome() != Outcome::Well),
+        Ok(Outcome::Well) => 0,
+        Ok(Outcome::Partly) => 1,
+        Ok(Outcome::Status(status)) => status,
+        Err(e) => {
+            // What came before the failure is shown before its reason.
+            let _ = out.flush();
+            fail(e)
+        }
+    }
+}
+
+enum Invocation {
+    Print(String),
+    Run(&'static Command, Globals, Job),
+}
+
+/// Understands a command line; the first word is the program's name.
+fn parse(args: &[OsString]) -> Result<Invocation> {
+    let (program, args) = match args.split_first() {
+        Some((program, args)) => (Path::new(program).file_name(), args),
+        None => (None, args),
+    };
+    let mut globals = Globals::default();
+    match program.and_then(|p| p.to_str()) {
+        Some("backupd") => return command("serve", args, globals),
+        Some(old @ ("ctl_backups" | "restore")) => {
+            let why = format!("the old form of {old} is not yet understood: use {IDENT}");
+            return Err(usage(why));
+        }
+        _ => {}
+    }
+    let mut o = args::common();
+    o.parsing_style(ParsingStyle::StopAtFirstFree);
+    o.optflag("", "version", "show the version");
+    let m = o.parse(args).map_err(|e| usage(e.to_string()))?;
+    globals.add(&m);
+    if m.opt_present("version") {
+        let version = env!("CARGO_PKG_VERSION");
+        return Ok(Invocation::Print(format!("{IDENT} {version}\n")));
+    }
+    if m.opt_present("h") {
+        return Ok(Invocation::Print(help(&o)));
+    }
+    match m.free.split_first() {
+        None => Err(usage("no command")),
+        Some((name, rest)) if name == "help" && rest.is_empty() => Ok(Invocation::Print(help(&o))),
+        Some((name, rest)) => {
+            let rest: Vec<OsString> = rest.iter().map(OsString::from).collect();
+            command(name, &rest, globals)
+        }
+    }
+}
+
+fn command(name: &str, args: &[OsString], mut globals: Globals) -> Result<Invocation> {
+    let Some(command) = COMMANDS.iter().find(|c| c.name == name) else {
+        return Err(usage(format!("unknown command {name}")));
+    };
+    let place = |e: Error| match e.kind() {
+        Kind::Usage => usage(format!("{name}: {e}")),
+        _ => e,
+    };
+    let o = (command.options)();
+    let m = o.parse(args).map_err(|e| place(usage(e.to_string())))?;
+    globals.add(&m);
+    if m.opt_present("h") {
+        let brief = format!(
+            "Usage: {IDENT} {name} [OPTIONS] {}\n\n{}",
+            command.operands, command.help
+        );
+        return Ok(Invocation::Print(o.usage(brief.trim_end())));
+    }
+    let job = (command.job)(&m).map_err(place)?;
+    Ok(Invocation::Run(command, globals, job))
+}
+
+fn help(o: &Options) -> String {
+    let mut brief = format!(
+        "Usage: {IDENT} [OPTIONS] COMMAND [OPTIONS] [MODE] [BACKUP...] [ITEM...]\n\nCommands:\n"
+    );
+    for c in COMMANDS {
+        brief.push_str(&format!("    {:<10} {}\n", c.name, c.help));
+    }
+    brief.push_str(
+        "\nMODE, what BACKUP is: -u userid (default), -m mailbox, -f data file, -D domain,\n\
+         -P prefix of userids, -A all",
+    );
+    o.usage(&brief)
+}
+
+/// Reads imapd.conf and becomes who it says.
+fn start(command: &Command, globals: Globals) -> Result<Context> {
+    let is_server = command.name == "serve";
+    if !is_server {
+        log_to_stderr(&globals);
+    }
+    // The name of our line in cyrus.conf may have keys of its own.
+    let service = std::env::var("CYRUS_SERVICE").ok();
+    let ident = match service.filter(|s| is_server && !s.is_empty()) {
+        Some(service) => service,
+        None => IDENT.to_owned(),
+    };
+    let path = globals.config.as_deref().unwrap_or(Path::new(CONFIG));
+    let config = Config::load(path, &ident)?;
+    identity::set_umask(0o077);
+    identity::unblock_signals()
+        .map_err(|e| Error::io("cannot unblock signals", e).with_kind(Kind::Internal))?;
+    let user = config.cyrus_user();
+    if let Became::Other(uid) = identity::become_user(user, config.cyrus_group())? {
+        log::info!("running as uid={uid}, not as user={user}");
+    }
+    if !is_server {
+        for warning in config.warnings() {
+            log::info!("{}: {warning}", path.display());
+        }
+    }
+    Ok(Context {
+        namespace: config.namespace(),
+        config,
+        globals,
+        failures: Cell::new(0),
+    })
+}
+
+fn log_to_stderr(globals: &Globals) {
+    let level = match (globals.quiet, globals.verbose) {
+        (_, 3..) => LevelFilter::Trace,
+        (_, 2) => LevelFilter::Debug,
+        (_, 1) => LevelFilter::Info,
+        (true, 0) => LevelFilter::Error,
+        (false, 0) => LevelFilter::Warn,
+    };
+    static STDERR: Stderr = Stderr;
+    // A second logger can only be a test's.
+    if log::set_logger(&STDERR).is_ok() {
+        log::set_max_level(level);
+    }
+}
+
+struct Stderr;
+
+impl log::Log for Stderr {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        // Other crates' chatter is nobody's business.
+        if record.target().starts_with(env!("CARGO_CRATE_NAME")) || record.level() <= Level::Warn {
+            say(format_args!(
+                "{IDENT}: {}",
+                plain(&record.args().to_string())
+            ));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(words: &[&str]) -> Result<Invocation> {
+        let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+        parse(&words)
+    }
+
+    fn runs(words: &[&str]) -> (&'static str, Globals) {
+        match parsed(words) {
+            Ok(Invocation::Run(c, globals, _)) => (c.name, globals),
+            Ok(Invocation::Print(text)) => panic!("printed {text}"),
+            Err(e) => panic!("{e}"),
+        }
+    }
+
+    fn prints(words: &[&str]) -> String {
+        match parsed(words) {
+            Ok(Invocation::Print(text)) => text,
+            Ok(Invocation::Run(c, ..)) => panic!("would run {}", c.name),
+            Err(e) => panic!("{e}"),
+        }
+    }
+
+    #[test]
+    fn globals_stand_before_or_behind() {
+        let (name, before) = runs(&["cyr_backup", "-C", "/x", "-v", "list", "-j"]);
+        let (_, behind) = runs(&["/sbin/cyr_backup", "list", "-j", "-v", "-C", "/x"]);
+        assert_eq!((name, &before), ("list", &behind));
+        assert_eq!(before.config.as_deref(), Some(Path::new("/x")));
+        let (_, both) = runs(&["c", "-q", "-C", "/x", "list", "-C", "/y", "-v"]);
+        assert_eq!(both.config.as_deref(), Some(Path::new("/y")));
+        assert!(both.quiet && both.verbose == 1);
+    }
+
+    #[test]
+    fn the_program_s_name_may_be_an_old_one() {
+        let (name, globals) = runs(&["/usr/lib/cyrus/bin/backupd", "-C", "/x", "-U", "5"]);
+        assert_eq!(name, "serve");
+        assert_eq!(globals.config.as_deref(), Some(Path::new("/x")));
+        for old in ["ctl_backups", "/x/restore"] {
+            let e = parsed(&[old, "list"]).err().unwrap();
+            assert_eq!(e.kind(), Kind::Usage);
+            assert!(e.to_string().contains("not yet"));
+        }
+    }
+
+    #[test]
+    fn every_command_has_help_and_the_common_options() {
+        let all = prints(&["c", "--help"]);
+        assert_eq!(all, prints(&["c", "help"]));
+        for c in COMMANDS {
+            assert!(all.contains(&format!("    {} ", c.name)), "{}", c.name);
+            let text = prints(&["c", c.name, "-h"]);
+            assert!(text.starts_with(&format!("Usage: cyr_backup {}", c.name)));
+            assert!(text.contains(c.help));
+            // Undefined options would panic.
+            let m = (c.options)().parse(["-C", "/x", "-v", "-q"]).unwrap();
+            Globals::default().add(&m);
+        }
+        let version = prints(&["c", "--version"]);
+        assert_eq!(
+            version,
+            format!("cyr_backup {}\n", env!("CARGO_PKG_VERSION"))
+        );
+    }
+
+    #[test]
+    fn what_is_unknown_is_usage() {
+        for words in [
+            &["c"][..],
+            &[],
+            &["c", "lst"],
+            &["c", "-z"],
+            &["c", "-C"],
+            &["c", "list", "-z"],
+            &["c", "list", "--stale", "x"],
+            &["c", "stat"],
+            &["c", "chunks"],
+            &["c", "chunks", "a", "b"],
+            &["c", "mailboxes", "-A"],
+            &["c", "messages"],
+            &["c", "show", "anna"],
+            &["c", "dump"],
+            &["c", "dump", "message", "anna"],
+            &["c", "dump", "message", "anna", "xyz"],
+            &["c", "dump", "chunk", "anna", "x"],
+            &["c", "dump", "log", "anna", "x"],
+            &["c", "dump", "mail", "anna", "x"],
+            &["c", "passwd"],
+            &["c", "passwd", "-d"],
+            &["c", "passwd", "-l", "anna"],
+            &["c", "passwd", "-l", "-d", "anna"],
+            &["c", "serve", "anna"],
+        ] {
+            let e = parsed(words).err().map(|e| e.kind());
+            assert_eq!(e, Some(Kind::Usage), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn errors_have_their_exit_status() {
+        assert_eq!(status(Kind::NotFound), 1);
+        assert_eq!(status(Kind::Usage), 64);
+        assert_eq!(status(Kind::Damaged), 65);
+        assert_eq!(status(Kind::Internal), 70);
+        assert_eq!(status(Kind::NoSpace), 74);
+        assert_eq!(status(Kind::Locked), 75);
+        assert_eq!(status(Kind::Denied), 77);
+        assert_eq!(status(Kind::Config), 78);
     }
 }

@@ -11,6 +11,11 @@
 //! Fails with `Usage` for a name or password that cannot work, `NotFound` for a user to delete who is
 //! not there, `Locked` if another change does not end within ten seconds, and I/O errors.
 
+use super::args::{self, no_more, usage};
+use super::output::{Out, plain};
+use super::{Context, Job, Outcome};
+use getopts::{Matches, Options};
+use serde_json::json;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -19,13 +24,100 @@ use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
 use crate::proto::verifier::{
-    Hash, ITERATIONS, MAX_PASSWORD, SALT, Verifier, Verifiers, is_user, replace,
+    Hash, ITERATIONS, MAX_PASSWORD, SALT, Verifier, Verifiers, canonical_id, is_user, replace,
 };
 use crate::sys::lock::{LockKind, lock_wait};
 use crate::sys::tty::NoEcho;
 
 /// How long a change waits for another one.
 const WAIT: Duration = Duration::from_secs(10);
+
+/// What was typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Args {
+    /// Nothing but the name: asks for a password.
+    Set(String),
+    /// `-d`
+    Delete(String),
+    /// `-l`, and whether as JSON.
+    List(bool),
+}
+
+/// The options.
+pub fn options() -> Options {
+    let mut o = args::common();
+    o.optflag("d", "", "delete the user");
+    o.optflag("l", "", "list the users");
+    args::json(&mut o);
+    o
+}
+
+/// The command.
+pub fn job(m: &Matches) -> Result<Job> {
+    let args = Args::parse(m)?;
+    Ok(Box::new(move |c, out| run(&args, c, out)))
+}
+
+impl Args {
+    fn parse(m: &Matches) -> Result<Args> {
+        let (delete, list) = (m.opt_present("d"), m.opt_present("l"));
+        if delete && list {
+            return Err(usage("-d or -l, not both"));
+        }
+        if list {
+            no_more(&m.free)?;
+            return Ok(Args::List(m.opt_present("j")));
+        }
+        let (user, rest) = m.free.split_first().ok_or_else(|| usage("no user named"))?;
+        no_more(rest)?;
+        Ok(match delete {
+            true => Args::Delete(user.clone()),
+            false => Args::Set(user.clone()),
+        })
+    }
+}
+
+fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
+    let file = c.config.backup_passwd_file();
+    let fold = |user: &str| {
+        let tolower = c.config.username_tolower();
+        canonical_id(user, tolower).ok_or_else(|| usage(format!("{user} cannot be a user")))
+    };
+    match args {
+        Args::Set(user) => {
+            let user = fold(user)?;
+            let password = ask_password(&user)?;
+            set_password(&file, &user, &password)?;
+            if !c.config.is_admin(&user) {
+                log::warn!("{user} is not in admins: it may log in and do nothing");
+            }
+        }
+        Args::Delete(user) => delete_user(&file, &fold(user)?)?,
+        Args::List(json) => list(&file, *json, out)?,
+    }
+    Ok(Outcome::Well)
+}
+
+fn list(file: &Path, as_json: bool, out: &mut Out) -> Result<()> {
+    let all = list_users(file)?;
+    for line in &all.bad_lines {
+        log::warn!("{} line {line} is no verifier", file.display());
+    }
+    let users = all.users();
+    let names = |hashes: &[Hash]| -> Vec<&str> { hashes.iter().map(|h| h.mechanism()).collect() };
+    if as_json {
+        return out.document(&[], |d| {
+            d.list("users")?;
+            users.iter().try_for_each(|(user, hashes)| {
+                d.row(&json!({ "userid": user, "mechanisms": names(hashes) }))
+            })
+        });
+    }
+    users.iter().try_for_each(|(user, hashes)| {
+        let hashes = names(hashes).join(" ");
+        out.line(format_args!("{:<24} {hashes}", plain(user)))
+    })
+}
 
 /// Sets or changes a user's password. `user` is taken as it stands: fold it with
 /// `proto::verifier::canonical_id` first where `username_tolower` asks for it.

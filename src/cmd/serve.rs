@@ -5,14 +5,18 @@
 //! for the command line and `Kind::Config` for sockets an administrator must correct: these must not become exit
 //! statuses 0 or 75, or master would start us again without a pause, for ever.
 
-use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use getopts::{HasArg, Occur, Options};
+use getopts::{HasArg, Matches, Occur, Options};
+use log::LevelFilter;
 
+use super::args::{no_more, quiet_and_help};
+use super::output::Out;
+use super::{Context, Job, Outcome};
 use crate::cyrus::config::{Config, Opt};
+use crate::cyrus::syslog;
 use crate::error::{Error, Kind, Result};
 use crate::server::auth::{AuthPolicy, Authenticator};
 use crate::server::listen::{Keepalive, Listeners, Sources, Stop};
@@ -26,10 +30,6 @@ use crate::sys::{fd, identity};
 /// What was typed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Args {
-    /// `-C`: the imapd.conf.
-    pub config: Option<PathBuf>,
-    /// `-v`, counted.
-    pub verbose: usize,
     /// `--listen`, in order.
     pub listen: Vec<String>,
     /// `--socket`.
@@ -45,38 +45,37 @@ const IGNORED: [(&str, &str); 5] = [
     ("X", ""),
 ];
 
-impl Args {
-    /// The options, for parsing, help and the test of the manual page.
-    pub fn options() -> Options {
-        let mut o = Options::new();
-        o.optopt("C", "", "read this imapd.conf", "FILE");
-        o.optflagmulti("v", "", "log more");
-        o.optmulti("", "listen", "listen on a TCP address", "ADDR:PORT");
-        o.optopt("", "socket", "listen on a UNIX socket", "PATH");
-        for (letter, value) in IGNORED {
-            let has_arg = if value.is_empty() {
-                HasArg::No
-            } else {
-                HasArg::Yes
-            };
-            let help = "ignored, for old cyrus.conf lines";
-            o.opt(letter, "", help, value, has_arg, Occur::Multi);
-        }
-        o
+/// The options, for parsing, help and the test of the manual page.
+pub fn options() -> Options {
+    let mut o = Options::new();
+    o.optopt("C", "", "read this imapd.conf", "FILE");
+    o.optflagmulti("v", "", "log more");
+    quiet_and_help(&mut o);
+    o.optmulti("", "listen", "listen on a TCP address", "ADDR:PORT");
+    o.optopt("", "socket", "listen on a UNIX socket", "PATH");
+    for (letter, value) in IGNORED {
+        let has_arg = if value.is_empty() {
+            HasArg::No
+        } else {
+            HasArg::Yes
+        };
+        let help = "ignored, for old cyrus.conf lines";
+        o.opt(letter, "", help, value, has_arg, Occur::Multi);
     }
+    o
+}
 
-    /// Parses what follows the command's name. `Kind::Usage` for anything unknown.
-    pub fn parse<S: AsRef<OsStr>>(args: &[S]) -> Result<Args> {
-        let usage = |why: String| Error::new(Kind::Usage, why).place("serve");
-        let m = Args::options()
-            .parse(args.iter().map(AsRef::as_ref))
-            .map_err(|e| usage(e.to_string()))?;
-        if let Some(extra) = m.free.first() {
-            return Err(usage(format!("unexpected argument {extra}")));
-        }
+/// The command.
+pub fn job(m: &Matches) -> Result<Job> {
+    let args = Args::parse(m)?;
+    Ok(Box::new(move |c, out| run(&args, c, out)))
+}
+
+impl Args {
+    /// Judges what was typed. `Kind::Usage` for words nobody asked for.
+    pub fn parse(m: &Matches) -> Result<Args> {
+        no_more(&m.free)?;
         Ok(Args {
-            config: m.opt_str("C").map(PathBuf::from),
-            verbose: m.opt_count("v"),
             listen: m.opt_strs("listen"),
             socket: m.opt_str("socket").map(PathBuf::from),
         })
@@ -153,8 +152,35 @@ impl Ready {
     }
 }
 
-/// Serves as `config` says, as the cyrus user, until told to stop. Returns the exit status.
-pub fn run(args: &Args, config: Config) -> Result<u8> {
+/// Serves as imapd.conf says until told to stop. We are the cyrus user already, and have no other
+/// thread and no log yet.
+pub fn run(args: &Args, context: &Context, _out: &mut Out) -> Result<Outcome> {
+    let config = context.config.clone();
+    let verbose = context.globals.verbose > 0;
+    let level = match context.globals.verbose {
+        _ if config.debug() => LevelFilter::Debug,
+        0 => LevelFilter::Info,
+        1 => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    };
+    syslog::init(
+        config.ident(),
+        config.syslog_prefix(),
+        config.syslog_facility(),
+        level,
+        verbose,
+    )?;
+    for warning in config.warnings() {
+        log::warn!("imapd.conf: {warning}");
+    }
+    let served = serve(args, config);
+    if let Err(e) = &served {
+        log::error!("cannot serve error=<{e}>");
+    }
+    served.map(Outcome::Status)
+}
+
+fn serve(args: &Args, config: Config) -> Result<u8> {
     let keepalive = config.switch(Opt::TcpKeepalive).then(|| Keepalive {
         idle_secs: config.secs(Opt::TcpKeepaliveIdle) as u32,
         interval_secs: config.secs(Opt::TcpKeepaliveIntvl) as u32,
@@ -223,9 +249,13 @@ fn log_panics() {
 mod tests {
     use super::*;
 
+    fn parse(words: &[&str]) -> Option<Args> {
+        Args::parse(&options().parse(words).ok()?).ok()
+    }
+
     #[test]
     fn options_of_ours_and_of_old_lines() {
-        let args = Args::parse(&[
+        let args = parse(&[
             "-C",
             "/etc/x.conf",
             "-v",
@@ -239,15 +269,13 @@ mod tests {
         assert_eq!(
             args.unwrap(),
             Args {
-                config: Some("/etc/x.conf".into()),
-                verbose: 2,
                 listen: vec!["127.0.0.1:1".into(), "[::1]:2".into()],
                 socket: Some("/s".into()),
             }
         );
         let old = ["-p", "0", "-U", "250", "-T", "60", "-D", "-X", "-U", "1"];
-        assert_eq!(Args::parse(&old).unwrap(), Args::default());
-        assert_eq!(Args::parse::<&str>(&[]).unwrap(), Args::default());
+        assert_eq!(parse(&old).unwrap(), Args::default());
+        assert_eq!(parse(&[]).unwrap(), Args::default());
     }
 
     #[test]
@@ -261,7 +289,7 @@ mod tests {
             &["--socket"],
             &["-U"],
         ] {
-            assert_eq!(Args::parse(bad).unwrap_err().kind(), Kind::Usage, "{bad:?}");
+            assert_eq!(parse(bad), None, "{bad:?}");
         }
     }
 }

@@ -14,7 +14,7 @@ mod write;
 pub use apply::{Lines, apply_line};
 pub use mailbox::{MailboxApply, MailboxOutcome, Mode};
 pub use read::{
-    ChunkRow, MailboxRow, MessageRow, RecordRow, SeenRow, SieveRow, SubscriptionRow, Totals,
+    ChunkRow, Counts, MailboxRow, MessageRow, RecordRow, SeenRow, SieveRow, SubscriptionRow, Totals,
 };
 pub use write::Pending;
 

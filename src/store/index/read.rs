@@ -155,6 +155,21 @@ pub struct Totals {
     pub resync: i64,
 }
 
+/// The few numbers that cost next to nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Chunks.
+    pub chunks: i64,
+    /// Live mailboxes.
+    pub mailboxes: i64,
+    /// Live records.
+    pub records: i64,
+    /// Time of the last line; `None` without a chunk.
+    pub last_time: Option<i64>,
+    /// Marked mailboxes.
+    pub resync: i64,
+}
+
 fn value(text: &[u8]) -> Option<Value> {
     let mut line = text.to_vec();
     line.push(b'\n');
@@ -477,6 +492,16 @@ impl Index {
         )
     }
 
+    /// All of them: mailbox name, empty for the server; entry, userid, value.
+    pub fn all_annotations(&self) -> Result<Vec<(String, String, String, Vec<u8>)>> {
+        self.all(
+            "SELECT mboxname, entry, userid, value FROM annotation
+             WHERE removed IS NULL ORDER BY mboxname, entry, userid",
+            [],
+            |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)),
+        )
+    }
+
     /// Marked mailboxes: uniqueid, level, reason.
     pub fn marks(&self) -> Result<Vec<(String, i64, String)>> {
         self.all(
@@ -510,7 +535,28 @@ impl Index {
         Ok(out)
     }
 
-    /// Numbers about the backup, cheap.
+    /// Numbers for which neither records nor messages are looked at.
+    pub fn counts(&self) -> Result<Counts> {
+        self.one(
+            "SELECT (SELECT count(*) FROM chunk), count(*), coalesce(sum(records), 0),
+                (SELECT last_time FROM chunk ORDER BY id DESC LIMIT 1),
+                (SELECT count(*) FROM resync)
+             FROM mailbox WHERE deleted IS NULL",
+            [],
+            |r| {
+                Ok(Counts {
+                    chunks: r.get(0)?,
+                    mailboxes: r.get(1)?,
+                    records: r.get(2)?,
+                    last_time: r.get(3)?,
+                    resync: r.get(4)?,
+                })
+            },
+        )?
+        .ok_or_else(|| Error::new(Kind::Internal, "no counts"))
+    }
+
+    /// Numbers about the backup; reads all of its message rows.
     pub fn totals(&self) -> Result<Totals> {
         self.one(
             "SELECT (SELECT count(*) FROM chunk),

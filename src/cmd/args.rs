@@ -1,0 +1,92 @@
+//! What the commands' options have in common, and the global options.
+//!
+//! Everything here is pure: words in, values or `Kind::Usage` out.
+
+use crate::error::{Error, Kind, Result};
+use getopts::{Matches, Options};
+use std::path::PathBuf;
+
+/// The global options; they may stand before or behind the command.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Globals {
+    /// `-C`: the imapd.conf.
+    pub config: Option<PathBuf>,
+    /// `-v`, counted.
+    pub verbose: usize,
+    /// `-q`.
+    pub quiet: bool,
+}
+
+impl Globals {
+    /// Adds what was typed in one place; a later `-C` wins.
+    pub fn add(&mut self, m: &Matches) {
+        if let Some(path) = m.opt_str("C") {
+            self.config = Some(path.into());
+        }
+        self.verbose += m.opt_count("v");
+        self.quiet |= m.opt_present("q");
+    }
+}
+
+/// Options every command has; each command's own are added to these.
+pub fn common() -> Options {
+    let mut o = Options::new();
+    o.optopt("C", "", "read this imapd.conf", "FILE");
+    o.optflagmulti("v", "", "say more on standard error");
+    quiet_and_help(&mut o);
+    o
+}
+
+/// The rest of them, for a command that brings its own `-C` and `-v`.
+pub fn quiet_and_help(o: &mut Options) {
+    o.optflagmulti("q", "", "say less: errors only");
+    o.optflag("h", "help", "show this help");
+}
+
+/// Adds `-j`.
+pub fn json(o: &mut Options) {
+    o.optflagmulti("j", "", "print JSON");
+}
+
+/// An error in the command line.
+pub fn usage(why: impl Into<String>) -> Error {
+    Error::new(Kind::Usage, why)
+}
+
+/// Refuses words that nobody asked for.
+pub fn no_more(words: &[String]) -> Result<()> {
+    match words.first() {
+        Some(word) => Err(usage(format!("unexpected argument {word}"))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globals_add_up() {
+        let mut g = Globals::default();
+        g.add(&common().parse(["-C", "/a", "-v"]).unwrap());
+        g.add(&common().parse(["-vv", "-q", "-C", "/b"]).unwrap());
+        let expect = Globals {
+            config: Some("/b".into()),
+            verbose: 3,
+            quiet: true,
+        };
+        assert_eq!(g, expect);
+        g.add(&common().parse::<[&str; 0]>([]).unwrap());
+        assert_eq!(g, expect);
+    }
+
+    #[test]
+    fn surplus_words_are_named() {
+        assert!(no_more(&[]).is_ok());
+        let e = no_more(&["x".into()]).unwrap_err();
+        assert_eq!(
+            (e.kind(), e.to_string().as_str()),
+            (Kind::Usage, "unexpected argument x")
+        );
+    }
+}

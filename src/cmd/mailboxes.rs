@@ -1,0 +1,179 @@
+//! `mailboxes`: the mailboxes of a backup; and what the other commands need to name and print one.
+
+use super::args;
+use super::output::{Out, annotations_json, dlist_json, plain, when};
+use super::select::{self, Select};
+use super::{Context, Job, Outcome, View};
+use crate::cyrus::dlist::Value as Dlist;
+use crate::cyrus::mboxname::{from_admin, inbox_of};
+use crate::error::{Error, Kind, Result};
+use crate::store::index::{Index, MailboxRow};
+use getopts::{Matches, Options};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+
+/// What was typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Args {
+    select: Select,
+    json: bool,
+    deleted: bool,
+}
+
+/// The options.
+pub fn options() -> Options {
+    let mut o = args::common();
+    select::options(&mut o);
+    args::json(&mut o);
+    o.optflag("", "deleted", "also those that were deleted");
+    o
+}
+
+/// The command.
+pub fn job(m: &Matches) -> Result<Job> {
+    let args = Args::parse(m)?;
+    Ok(Box::new(move |c, out| run(&args, c, out)))
+}
+
+impl Args {
+    fn parse(m: &Matches) -> Result<Args> {
+        let (select, rest) = Select::one(m, &m.free)?;
+        args::no_more(&rest)?;
+        Ok(Args {
+            select,
+            json: m.opt_present("j"),
+            deleted: m.opt_present("deleted"),
+        })
+    }
+}
+
+/// Reasons of marked mailboxes, by uniqueid.
+pub(super) type Marks = HashMap<String, String>;
+
+/// The marks of a backup.
+pub(super) fn marks(index: &Index) -> Result<Marks> {
+    let marks = index.marks()?.into_iter();
+    Ok(marks.map(|(id, _, why)| (id, why)).collect())
+}
+
+/// A mailbox as an object.
+pub(super) fn mailbox_json(row: &MailboxRow, marks: &Marks, c: &Context) -> Value {
+    let key = |key| row.head.get(key).map_or(Value::Null, dlist_json);
+    let annotations = row.head.get("ANNOTATIONS").and_then(Dlist::as_list);
+    json!({
+        "mboxname": row.mboxname,
+        "adminname": c.admin_name(&row.mboxname),
+        "uniqueid": row.uniqueid,
+        "uidvalidity": row.uidvalidity,
+        "lastuid": row.last_uid,
+        "highestmodseq": row.highestmodseq,
+        "acl": key("ACL"),
+        "options": key("OPTIONS"),
+        "partition": key("PARTITION"),
+        "mboxtype": key("MBOXTYPE"),
+        "quotaroot": key("QUOTAROOT"),
+        "deleted": row.deleted,
+        "intermediate": row.intermediate,
+        "resync": marks.get(&row.uniqueid),
+        "epoch": row.epoch,
+        "annotations": annotations_json(annotations.unwrap_or_default()),
+        "messages": row.records,
+    })
+}
+
+/// The mailboxes a person means by `name`: a uniqueid, a name in admin or internal form, or one
+/// below the user's INBOX, `INBOX` itself included. Several only if deleted ones are wanted.
+/// `NotFound` if there is none, `Usage` if the name can be read in two ways and is in neither.
+pub(super) fn named(
+    view: &View,
+    name: &str,
+    with_deleted: bool,
+    c: &Context,
+) -> Result<Vec<MailboxRow>> {
+    let index = view.reader.index();
+    let of_name = |internal: &str| -> Result<Vec<MailboxRow>> {
+        if with_deleted {
+            let mut rows = index.mailboxes(true)?;
+            rows.retain(|r| r.mboxname == internal);
+            return Ok(rows);
+        }
+        Ok(index.mailbox_by_name(internal)?.into_iter().collect())
+    };
+    if let Some(row) = index.mailbox(name)? {
+        return Ok(vec![row]);
+    }
+    let internal = from_admin(name, &c.namespace);
+    let inbox = inbox_of(&view.key, &c.namespace);
+    let mut candidates = vec![name.to_owned()];
+    candidates.extend(internal.as_ref().ok().cloned());
+    if name.eq_ignore_ascii_case("INBOX") {
+        candidates.push(inbox);
+    } else {
+        let hierarchy = if c.namespace.unixhierarchysep {
+            name.replace('.', "^").replace('/', ".")
+        } else {
+            name.to_owned()
+        };
+        candidates.push(format!("{inbox}.{hierarchy}"));
+    }
+    for candidate in candidates {
+        let rows = of_name(&candidate)?;
+        if !rows.is_empty() {
+            return Ok(rows);
+        }
+    }
+    internal?;
+    Err(Error::new(Kind::NotFound, format!("{name}: no mailbox")).for_user(&view.key))
+}
+
+fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
+    let view = c.open_one(&args.select)?;
+    let index = view.reader.index();
+    let rows = index.mailboxes(args.deleted)?;
+    let marks = marks(index)?;
+    if args.json {
+        let userid = view.key.as_str().into();
+        out.document(&[("userid", userid)], |d| {
+            d.list("mailboxes")?;
+            rows.iter()
+                .try_for_each(|row| d.row(&mailbox_json(row, &marks, c)))
+        })?;
+        return Ok(Outcome::Well);
+    }
+    out.line(format_args!(
+        "{:>8} {:>8} {:>10} {:<20} MAILBOX",
+        "MESSAGES", "LASTUID", "MODSEQ", "DELETED"
+    ))?;
+    for row in &rows {
+        let mark = match marks.get(&row.uniqueid) {
+            Some(why) => format!("  [resync: {}]", plain(why)),
+            None if row.intermediate => "  [intermediate]".into(),
+            None => String::new(),
+        };
+        out.line(format_args!(
+            "{:>8} {:>8} {:>10} {:<20} {}{mark}",
+            row.records,
+            row.last_uid,
+            row.highestmodseq,
+            when(row.deleted),
+            plain(&c.admin_name(&row.mboxname))
+        ))?;
+    }
+    Ok(Outcome::Well)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_backup_and_nothing_behind() {
+        let args = |words: &[&str]| Args::parse(&options().parse(words).unwrap());
+        let a = args(&["anna", "--deleted"]).unwrap();
+        assert!(a.deleted && !a.json);
+        assert!(args(&["-m", "user/anna", "-j"]).unwrap().json);
+        for bad in [&[][..], &["a", "b"], &["-A"], &["-P", "a"]] {
+            assert_eq!(args(bad).unwrap_err().kind(), Kind::Usage);
+        }
+    }
+}
