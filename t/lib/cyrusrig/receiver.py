@@ -403,7 +403,7 @@ class Ours(_Backup):
             for table in tables:
                 names = {row[1] for row in index.execute('pragma table_info("%s")' % table)}
                 if set(columns) <= names:
-                    changed += index.execute(statement.format('"%s"' % table)).rowcount
+                    changed += index.execute(statement.replace("{}", '"%s"' % table)).rowcount
         index.close()
         for suffix in ("", "-wal", "-shm"):
             if os.path.exists(path + suffix):
