@@ -210,10 +210,7 @@ fn reserve(held: &mut Held, value: &Value, out: &mut dyn Write) -> Result<()> {
     }
     missing.append(&mut open);
     if !missing.is_empty() {
-        let guids = missing
-            .iter()
-            .map(|g| Value::text(g.to_string()))
-            .collect();
+        let guids = missing.iter().map(|g| Value::text(g.to_string())).collect();
         let mut line = b"* MISSING ".to_vec();
         line.extend_from_slice(&print_to_vec(&Value::List(guids), Form::Reply));
         line.extend_from_slice(b"\r\n");
@@ -263,7 +260,13 @@ fn messages<R: BufRead>(held: &mut Held, parser: &mut Parser<R>) -> Read<()> {
         };
         let mut sink = Sink::Nowhere;
         if done.is_ok() {
-            match begin(held, expected.as_deref(), &head.partition, head.guid, head.size) {
+            match begin(
+                held,
+                expected.as_deref(),
+                &head.partition,
+                head.guid,
+                head.size,
+            ) {
                 Ok(s) => sink = s,
                 Err(e) => done = Err(e),
             }
@@ -677,9 +680,7 @@ fn judge(
     }
     if !outcome.agrees {
         if complete {
-            log::warn!(
-                "checksum of a complete state differs user=<{key}> mailbox=<{mboxname}>"
-            );
+            log::warn!("checksum of a complete state differs user=<{key}> mailbox=<{mboxname}>");
         } else if !outcome.unreliable {
             return Ok(Verdict::Doubt(1, "checksum differs".into()));
         }
@@ -875,9 +876,7 @@ fn sieve(held: &mut Held, value: &Value) -> Result<()> {
     let line = Line::new("SIEVE", value);
     change(held, &key, &[line], &|index| {
         Ok(index.scripts(false)?.iter().any(|s| {
-            s.filename == filename
-                && s.content == content
-                && s.last_update.to_string() == updated
+            s.filename == filename && s.content == content && s.last_update.to_string() == updated
         }))
     })
 }
@@ -887,10 +886,7 @@ fn unsieve(held: &mut Held, value: &Value) -> Result<()> {
     let filename = text(value, "FILENAME")?;
     let line = Line::new("UNSIEVE", value);
     change_existing(held, &key, &[line], &|index| {
-        Ok(!index
-            .scripts(false)?
-            .iter()
-            .any(|s| s.filename == filename))
+        Ok(!index.scripts(false)?.iter().any(|s| s.filename == filename))
     })
 }
 
@@ -920,10 +916,7 @@ fn quota(held: &mut Held, value: &Value) -> Result<()> {
     let key = held.shared().owner_of(root)?;
     let line = Line::private("QUOTA", value.clone());
     change(held, &key, &[line], &|index| {
-        Ok(index
-            .quotas()?
-            .iter()
-            .any(|(r, v)| r == root && v == value))
+        Ok(index.quotas()?.iter().any(|(r, v)| r == root && v == value))
     })
 }
 
@@ -983,10 +976,7 @@ fn unuser(held: &mut Held, value: &Value) -> Result<()> {
         .collect();
     lines.push(Line::private("UNUSER", Value::text(&inbox)));
     change_existing(held, &key, &lines, &|index| {
-        Ok(!index
-            .mailboxes(false)?
-            .iter()
-            .any(|m| is_its(&m.mboxname))
+        Ok(!index.mailboxes(false)?.iter().any(|m| is_its(&m.mboxname))
             && index.subscriptions(false)?.is_empty()
             && index.scripts(false)?.is_empty()
             && index.seen_states()?.is_empty()

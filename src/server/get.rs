@@ -157,15 +157,13 @@ fn full_mailbox(held: &mut Held, arg: &Value, out: &mut dyn Write) -> Result<()>
     let name = name_of(arg, "mailbox name")?;
     let key = held.shared().owner_of(name)?;
     let row = held
-        .ask(&key, &mut |index, _| {
-            match index.mailbox_by_name(name)? {
-                Some(row) if is_told(index, &row)? => Ok(Some(row)),
-                Some(_) => Err(Error::new(
-                    Kind::Changed,
-                    "mailbox is to be sent again as a whole",
-                )),
-                None => Ok(None),
-            }
+        .ask(&key, &mut |index, _| match index.mailbox_by_name(name)? {
+            Some(row) if is_told(index, &row)? => Ok(Some(row)),
+            Some(_) => Err(Error::new(
+                Kind::Changed,
+                "mailbox is to be sent again as a whole",
+            )),
+            None => Ok(None),
         })?
         .flatten();
     let Some(row) = row else {
@@ -175,7 +173,13 @@ fn full_mailbox(held: &mut Held, arg: &Value, out: &mut dyn Write) -> Result<()>
         return Err(Error::new(Kind::Internal, "a mailbox without keys"));
     };
     let mut head = MailboxHead { keys };
-    for key in ["LAST_UID", "HIGHESTMODSEQ", "SYNC_CRC", "SYNC_CRC_ANNOT", "XCONVMODSEQ"] {
+    for key in [
+        "LAST_UID",
+        "HIGHESTMODSEQ",
+        "SYNC_CRC",
+        "SYNC_CRC_ANNOT",
+        "XCONVMODSEQ",
+    ] {
         if head.get(key).is_some() {
             head.set(key, Value::num(0));
         }

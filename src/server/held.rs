@@ -164,6 +164,11 @@ impl Held {
         }
     }
 
+    /// Drops backups in which even undoing failed; the next use opens and recovers them.
+    pub fn drop_broken(&mut self) {
+        self.open.retain(|o| !o.backup.is_broken());
+    }
+
     /// Whether any backup is held.
     pub fn holds_any(&self) -> bool {
         !self.open.is_empty()
@@ -239,10 +244,8 @@ impl Held {
                 continue;
             }
             if staged {
-                let Some((partition, size)) = self
-                    .staging
-                    .head(*guid)
-                    .map(|(p, s)| (p.to_owned(), s))
+                let Some((partition, size)) =
+                    self.staging.head(*guid).map(|(p, s)| (p.to_owned(), s))
                 else {
                     continue;
                 };

@@ -4,11 +4,11 @@
 pub mod acceptor;
 pub mod apply;
 pub mod auth;
-pub mod held;
-pub mod shared;
 pub mod get;
+pub mod held;
 pub mod listen;
 pub mod session;
+pub mod shared;
 pub mod stop;
 pub mod stream;
 pub mod supervisor;

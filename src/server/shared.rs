@@ -3,7 +3,7 @@
 use super::auth::Authenticator;
 use crate::cyrus::config::Config;
 use crate::cyrus::mboxname::{MboxName, Namespace, Owner, canonical_userid};
-use crate::cyrus::partition::{choose, dir_hash, file_stem};
+use crate::cyrus::partition::{Space, choose, dir_hash, file_stem};
 use crate::error::{Error, Kind, Result};
 use crate::store::backup::{Backup, Settings};
 use crate::store::catalog::Catalog;
@@ -88,7 +88,14 @@ impl Shared {
         let (_, dir) = choose(
             &partitions,
             &self.config.partition_select(),
-            crate::sys::fs::space,
+            |dir| {
+                std::fs::create_dir_all(dir)?;
+                crate::sys::fs::measure(dir).map(|m| Space {
+                    free_kib: m.free_kib,
+                    total_kib: m.total_kib,
+                    fsid: m.fsid,
+                })
+            },
             u64::from_le_bytes(number),
         )?;
         let suffix: String = random[8..]
