@@ -94,12 +94,25 @@ def lost_records(rig):
     healed(rig, "lostrec")
 
 
-@case("a flag changes in the index: the checksum is wrong", only=OURS)
+@case("the checksum of the mailbox is wrong in the index", only=OURS)
 def wrong_crc(rig):
     fresh(rig, "wrongcrc")
-    sql = "update {} set flags = '\\Deleted' where uid = 3"
-    with_stopped(rig, lambda: rig.to.edit_index("wrongcrc", ["uid", "flags"], sql))
+    sql = "update {} set crc = crc + 1 where uniqueid is not null"
+    with_stopped(rig, lambda: rig.to.edit_index("wrongcrc", ["uniqueid", "crc"], sql))
     healed(rig, "wrongcrc")
+
+
+@case("records are others than the checksum says", only=OURS)
+def swapped_records(rig):
+    rig.cyrus.user("swapped")
+    with rig.cyrus.imap("swapped") as imap:
+        imap.fill("INBOX", [message(n, 400, to="swapped") for n in range(8)])
+        imap.select("INBOX")
+        imap.store("5", "+FLAGS", "\\Answered")
+    rig.sync("-u", "swapped")
+    sql = "update {} set flags = (select flags from {} where uid = 5 limit 1) where uid = 3"
+    with_stopped(rig, lambda: rig.to.edit_index("swapped", ["uid", "flags"], sql))
+    healed(rig, "swapped")
 
 
 @case("the index is deleted", only=OURS)

@@ -62,7 +62,8 @@ def mailboxes(server, listed, ignore=(), exact=True):
                 continue
             if not _same(field, box[field], other[field]):
                 out.append("%s: %s is %s, listed %s" % (name, field, _show(box[field]), _show(other[field])))
-        out += records(name, box["records"], other["records"], ignore)
+        if other["records"] is not None:
+            out += records(name, box["records"], other["records"], ignore)
     if exact:
         for name, box in sorted(listed.items()):
             # What cyr_expire has cleaned away no client ever tells ("no tombstone").

@@ -113,15 +113,17 @@ class Csync:
                 return common_mailbox(value)
         return None
 
-    def dump(self, users=(), mailboxes=()):
-        """{'mailboxes': {name: ...}, 'users': {userid: ...}} of those asked for."""
+    def dump(self, users=(), mailboxes=(), full=True):
+        """{'mailboxes': {name: ...}, 'users': {userid: ...}} of those asked for.
+
+        Without `full` no FULLMAILBOX is asked, and mailboxes have no records."""
         found = {"mailboxes": {}, "users": {}}
-        names = []
+        heads = []
         for user in users:
             about = {"subscriptions": set(), "seen": {}, "sieve": {}, "quota": {}}
             for kind, value in self.command("GET USER", user):
                 if kind == "MAILBOX":
-                    names.append(value["MBOXNAME"].decode())
+                    heads.append(value)
                 elif kind == "LSUB":
                     about["subscriptions"] = {v.decode() for v in value}
                 elif kind == "SEEN":
@@ -142,9 +144,10 @@ class Csync:
                     about["quota"][root] = {k: int(v) for k, v in value.items()}
             found["users"][user] = about
         for kind, value in self.command("GET MAILBOXES", list(mailboxes)) if mailboxes else ():
-            names.append(value["MBOXNAME"].decode())
-        for name in names:
-            box = self.mailbox(name)
+            heads.append(value)
+        for head in heads:
+            name = head["MBOXNAME"].decode()
+            box = self.mailbox(name) if full else dict(common_mailbox(head), records=None)
             if box is not None:
                 found["mailboxes"][name] = box
         return found

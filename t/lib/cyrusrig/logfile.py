@@ -10,6 +10,7 @@ import hashlib
 import zlib
 
 from . import dlist
+from .csync import common_mailbox
 
 
 class Broken(Exception):
@@ -72,6 +73,52 @@ def members(path):
 def lines(path):
     """(time, name, value) of every line; raises Broken on anything else."""
     return [line[1:] for member in members(path) for line in member if line[2]]
+
+
+def state(path):
+    """{mboxname: mailbox} as the lines of a log of ours tell it, read from front to back
+    by these few lines alone: what a person without our program would get."""
+    boxes = {}
+    complete = set()
+
+    def named(name):
+        return [box for box in boxes.values() if box.get("MBOXNAME") == name]
+
+    for _stamp, name, value in lines(path):
+        if name == "RESERVE":
+            fact = value.get("X-CYRBACKUP") or {}
+            if "COMPLETE" in fact:
+                # The next MAILBOX of it lists every record there is.
+                complete.add(fact["COMPLETE"]["UNIQUEID"])
+            if "MAILBOX" not in fact:
+                continue
+            name, value = "MAILBOX", fact["MAILBOX"]
+        if name == "MAILBOX":
+            box = boxes.setdefault(value["UNIQUEID"], {"records": {}})
+            if value["UNIQUEID"] in complete:
+                complete.discard(value["UNIQUEID"])
+                box["records"] = {}
+            records = box["records"]
+            for record in value.pop("RECORD", None) or ():
+                records[int(record["UID"])] = record
+            for other in named(value["MBOXNAME"]):
+                if other is not box:
+                    del boxes[other["UNIQUEID"]]
+            # A whole head replaces the last one: a key that is absent is none.
+            box.clear()
+            box.update(value, records=records)
+        elif name == "RENAME":
+            for box in named(value["OLDMBOXNAME"]):
+                box["MBOXNAME"] = value["NEWMBOXNAME"]
+                box["PARTITION"] = value.get("PARTITION", box.get("PARTITION"))
+        elif name == "UNMAILBOX":
+            for box in named(value):
+                del boxes[box["UNIQUEID"]]
+    found = {}
+    for box in boxes.values():
+        head = dict(box, RECORD=[box["records"][uid] for uid in sorted(box["records"])])
+        found[box["MBOXNAME"].decode()] = common_mailbox(head)
+    return found
 
 
 def rewrite(path, keep):
