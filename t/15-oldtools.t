@@ -127,12 +127,30 @@ def reindex_trouble(rig):
     expect_equal(old_count(path), live_count(rig), "live messages in the index that Debian made of our log")
 
 
-@case("Debian's ctl_backups list finds our backups.db", only=("ours",))
-def listed(rig):
-    done = old(rig, "-V", "list", "-A")
-    expect(done.code == 0, "list", str(done).splitlines())
-    for user in ("anna", "bert"):
-        expect("\t%s\t" % user in done.out, "%s is in the list" % user, done.out.splitlines())
+@case("an old tool that meets our index leaves it as it was", only=("ours",))
+def untouched(rig):
+    def whole():
+        rig.to.stop()
+        found = {}
+        for user, path in rig.to.data_files().items():
+            with sqlite3.connect(path + ".index") as index:
+                found[user] = list(index.iterdump())
+                found[user].append(index.execute("pragma user_version").fetchone())
+            index.close()
+            for suffix in ("", "-wal", "-shm"):
+                if os.path.exists(path + ".index" + suffix):
+                    sandbox.owned(path + ".index" + suffix)
+        return found
+
+    before = whole()
+    for words in (("-V", "list", "-A"), ("stat", "-A"), ("verify", "-A")):
+        done = old(rig, *words)
+        expect(done.code is not None and done.code >= 0, "it ends by itself", [str(done)])
+    after = whole()
+    rig.to.start()
+    for user in before:
+        expect(before[user] == after[user], "the index of " + user)
+    rig.whole("anna", "bert")
 
 
 @case("our own verify is content, and a reindexed copy lists the same", only=("ours",))
