@@ -6,9 +6,10 @@
 //! sender's next attempt then brings the whole mailbox.
 
 use super::held::Held;
+use crate::cyrus::config::Rename;
 use crate::cyrus::dlist::{Form, ParseError, Parser, Start, Value, Why, print, print_to_vec};
 use crate::cyrus::guid::Guid;
-use crate::cyrus::mboxname::{Owner, inbox_of};
+use crate::cyrus::mboxname::{MboxName, Owner, inbox_of};
 use crate::cyrus::sync::{MailboxHead, Record};
 use crate::error::{Error, Kind, Result};
 use crate::store::backup::{MailboxResult, resync_line};
@@ -20,6 +21,9 @@ use crate::util::time;
 use sha1::{Digest, Sha1};
 use std::collections::HashSet;
 use std::io::{BufRead, Write};
+
+/// Records up to which every MAILBOX is checked against what the rows say.
+const READ_ANEW: i64 = 512;
 
 /// Records up to which every MAILBOX is checked against the rows themselves.
 const CHECKED: i64 = 4096;
@@ -687,8 +691,14 @@ fn judge(
     } else if !complete {
         let index = held.get(key)?.index();
         if let Some(row) = index.mailbox(stated.head.uniqueid()?)? {
-            let due = row.records <= CHECKED || row.highestmodseq % CHECK_EVERY == 0;
-            if due && index.true_sums(row.id, row.epoch)? != (row.sums, row.records) {
+            let counted = if row.records <= READ_ANEW {
+                index.sums_of_rows(row.id, row.epoch)?
+            } else if row.records <= CHECKED || row.highestmodseq % CHECK_EVERY == 0 {
+                index.true_sums(row.id, row.epoch)?
+            } else {
+                (row.sums, row.records)
+            };
+            if counted != (row.sums, row.records) {
                 return Ok(Verdict::Doubt(1, "records lack in the index".into()));
             }
         }
@@ -762,9 +772,6 @@ fn rename(held: &mut Held, value: &Value) -> Result<()> {
             None => Err(Error::new(Kind::NotFound, "no such mailbox").place(old)),
         };
     };
-    if old_key != new_key {
-        return move_away(held, &old_key, old, &new_key, new, &row);
-    }
     let mut head = row.head.clone();
     head.set("MBOXNAME", Value::text(new));
     for key in ["PARTITION", "UIDVALIDITY"] {
@@ -773,6 +780,9 @@ fn rename(held: &mut Held, value: &Value) -> Result<()> {
                 head.set(key, v.clone());
             }
         }
+    }
+    if old_key != new_key {
+        return move_away(held, &old_key, &new_key, head, &row);
     }
     let mut lines = Vec::new();
     let clash = held
@@ -789,31 +799,28 @@ fn rename(held: &mut Held, value: &Value) -> Result<()> {
     })
 }
 
-/// A mailbox that leaves its owner: its past stays here, and the new owner's backup begins with
-/// what the sender states next; bodies are copied, not sent again.
+/// A mailbox that leaves its owner: its past stays here; the new owner's backup begins with its
+/// present state, for which the live bodies are copied. Nothing is sent again.
 fn move_away(
     held: &mut Held,
     old_key: &str,
-    old: &str,
     new_key: &str,
-    new: &str,
+    head: MailboxHead,
     row: &MailboxRow,
 ) -> Result<()> {
-    use crate::cyrus::config::Rename;
+    let (old, new) = (row.mboxname.as_str(), head.mboxname()?.to_owned());
     let is_inbox = |name: &str| {
-        crate::cyrus::mboxname::MboxName::parse(name, &held.shared().ns)
-            .is_ok_and(|n| n.is_inbox() && !n.is_deleted())
+        MboxName::parse(name, &held.shared().ns).is_ok_and(|n| n.is_inbox() && !n.is_deleted())
     };
-    if is_inbox(old) && is_inbox(new) {
+    if is_inbox(old) && is_inbox(&new) {
         if held.shared().config.backup_rename() == Rename::Reject {
             log::error!(
-                "user rename refused (backup_rename: reject) old=<{old_key}> new=<{new_key}>; \
-                 rename the backup by hand, then sync again"
+                "user rename refused (backup_rename: reject) old=<{old_key}> new=<{new_key}>"
             );
             return Err(Error::new(Kind::Denied, "user renames are refused here"));
         }
         let other = held
-            .ask(new_key, &mut |index, _| index.mailbox_by_name(new))?
+            .ask(new_key, &mut |index, _| index.mailbox_by_name(&new))?
             .flatten();
         if other.is_some_and(|o| o.uniqueid != row.uniqueid) {
             log::error!(
@@ -824,10 +831,76 @@ fn move_away(
         }
         log::info!("user renamed old=<{old_key}> new=<{new_key}>");
     }
+    let known = held
+        .ask(new_key, &mut |index, _| index.mailbox(&row.uniqueid))?
+        .flatten()
+        .is_some_and(|r| r.deleted.is_none() && r.head == head);
+    if !known {
+        carry(held, old_key, new_key, head, row)?;
+    }
     let line = Line::new("UNMAILBOX", &Value::text(old));
     change(held, old_key, &[line], &|index| {
         Ok(index.mailbox_by_name(old)?.is_none())
     })
+}
+
+/// States a mailbox's present state to another backup.
+fn carry(
+    held: &mut Held,
+    old_key: &str,
+    new_key: &str,
+    head: MailboxHead,
+    row: &MailboxRow,
+) -> Result<()> {
+    if head.is_intermediate() {
+        return intermediate(held, new_key, head);
+    }
+    let mut stated = Stated {
+        spool: Spool::new(&held.shared().staging, u64::MAX),
+        has_literal: head.keys.iter().any(|(_, v)| needs_literal(v)),
+        has_record: true,
+        listed: 0,
+        wanted: HashSet::new(),
+        head,
+    };
+    let mut text = stated.head.print();
+    text.pop();
+    text.extend_from_slice(b" RECORD (");
+    stated.spool.append(&text)?;
+    let mut doubted = false;
+    held.ask(old_key, &mut |index, _| {
+        doubted = index.resync(&row.uniqueid)?.is_some();
+        index.records(row.id, Some(row.epoch), false, &mut |r| {
+            let value = r.record.to_value();
+            let mut text = if stated.listed > 0 {
+                vec![b' ']
+            } else {
+                Vec::new()
+            };
+            text.extend_from_slice(&print_to_vec(&value, Form::Log));
+            stated.has_literal |= needs_literal(&value);
+            stated.listed += 1;
+            stated.wanted.insert(r.record.guid);
+            stated.spool.append(&text)
+        })
+    })?;
+    stated.spool.append(b"))")?;
+    for guid in &stated.wanted {
+        held.promised.insert(*guid, old_key.to_owned());
+    }
+    let uniqueid = row.uniqueid.clone();
+    let mboxname = stated.head.mboxname()?.to_owned();
+    let epoch = held
+        .ask(new_key, &mut |index, _| index.mailbox(&uniqueid))?
+        .flatten()
+        .map_or(1, |r| r.epoch);
+    enter(held, new_key, stated, Some(epoch), true)?;
+    if doubted {
+        let line = resync_line(&uniqueid, 1, "was in doubt before it moved");
+        log::warn!("mailbox to be sent again user=<{new_key}> mailbox=<{mboxname}>");
+        held.get(new_key)?.append(&[line], time::now())?;
+    }
+    Ok(())
 }
 
 fn subscribe(held: &mut Held, value: &Value, on: bool) -> Result<()> {
@@ -877,6 +950,13 @@ fn sieve(held: &mut Held, value: &Value) -> Result<()> {
 fn unsieve(held: &mut Held, value: &Value) -> Result<()> {
     let key = held.shared().user_key(text(value, "USERID")?)?;
     let filename = text(value, "FILENAME")?;
+    // A deactivation comes as the removal of the active script's bytecode.
+    let active = held
+        .ask(&key, &mut |index, _| index.active_script())?
+        .flatten();
+    if active.as_deref() == Some(filename) {
+        return activate(held, value, false);
+    }
     let line = Line::new("UNSIEVE", value);
     change_existing(held, &key, &[line], &|index| {
         Ok(!index.scripts(false)?.iter().any(|s| s.filename == filename))

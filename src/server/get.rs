@@ -15,6 +15,7 @@ use crate::cyrus::guid::Guid;
 use crate::cyrus::sync::MailboxHead;
 use crate::error::{Error, Kind, Result};
 use crate::store::index::{Index, MailboxRow};
+use std::collections::HashSet;
 use std::io::Write;
 
 /// Writes the data lines of one GET; the caller adds the final line.
@@ -138,11 +139,13 @@ fn mailboxes(held: &mut Held, arg: &Value, out: &mut dyn Write) -> Result<()> {
     }
     named(held, by_owner.iter().map(|(k, _)| k.clone()).collect());
     let complete = held.complete.clone();
+    // One that is on its way to another owner is told once.
+    let mut told = HashSet::new();
     for (key, names) in by_owner {
         held.ask(&key, &mut |index, _| {
             for name in &names {
                 if let Some(row) = index.mailbox_by_name(name)? {
-                    if is_told(index, &row)? {
+                    if is_told(index, &row)? && told.insert(row.uniqueid.clone()) {
                         mailbox_line(&row, complete.contains(&row.uniqueid), out)?;
                     }
                 }

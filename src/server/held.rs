@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::store::backup::Backup;
 use crate::store::file::LogFile;
 use crate::store::index::Index;
-use crate::store::reader;
+use crate::store::reader::{self, Part};
 use crate::store::staging::Staging;
 use crate::util::time;
 use std::collections::{HashMap, HashSet};
@@ -228,76 +228,67 @@ impl Held {
     /// Brings the staged and promised ones among `wanted` into the log of `key`, unless it has
     /// them. What cannot be brought stays missing.
     pub fn supply(&mut self, key: &str, wanted: &HashSet<Guid>) -> Result<()> {
+        self.fetch(key, wanted)?;
         let now = time::now();
         for guid in wanted {
-            let staged = self.staging.has(*guid);
-            let promised = self.promised.get(guid).cloned();
-            if !staged {
-                // A promise is only needed where the backup itself has no body.
-                if promised.as_deref().is_none_or(|p| p == key) {
-                    continue;
-                }
-                if self.get(key)?.index().body(*guid)?.is_some() {
-                    continue;
-                }
-            } else if self.get(key)?.is_pending(*guid)? {
+            let Some((partition, size)) = self.staging.head(*guid).map(|(p, s)| (p.to_owned(), s))
+            else {
+                continue;
+            };
+            if self.get(key)?.is_pending(*guid)? {
                 continue;
             }
-            if staged {
-                let Some((partition, size)) =
-                    self.staging.head(*guid).map(|(p, s)| (p.to_owned(), s))
-                else {
-                    continue;
-                };
-                self.get(key)?;
-                let Some(o) = self.open.last_mut() else {
-                    continue;
-                };
-                o.backup
-                    .body_begin(partition.as_bytes(), *guid, size, now)?;
-                self.staging
-                    .read(*guid, &mut |part| o.backup.body_data(part))?;
-                o.backup.body_end()?;
-            } else if let Some(other) = promised {
-                self.copy(&other, key, *guid)?;
-            }
+            let Some(o) = self.open.last_mut() else {
+                continue;
+            };
+            o.backup
+                .body_begin(partition.as_bytes(), *guid, size, now)?;
+            self.staging
+                .read(*guid, &mut |part| o.backup.body_data(part))?;
+            o.backup.body_end()?;
         }
-        if let Some(b) = self.open.iter_mut().find(|o| o.backup.key() == key) {
-            b.backup.messages_end()?;
+        if let Some(o) = self.open.iter_mut().find(|o| o.backup.key() == key) {
+            o.backup.messages_end()?;
         }
         Ok(())
     }
 
-    /// Copies one body from another backup by way of staging, so that a damaged one is noticed
-    /// before it is in the log.
-    fn copy(&mut self, from: &str, key: &str, guid: Guid) -> Result<()> {
-        let mut staging = std::mem::replace(
-            &mut self.staging,
-            Staging::new(&self.shared.staging, u64::MAX),
-        );
-        staging.begin();
-        let read = self.ask(from, &mut |index, file| {
-            let row = index.body(guid)?;
-            reader::body(index, file, guid, &mut |part| staging.data(part))?;
-            Ok(row.map(|r| r.partition))
-        });
-        match &read {
-            Ok(Some(partition)) => staging.end(guid, partition.as_deref().unwrap_or("default")),
-            _ => staging.forget(),
-        }
-        self.staging = staging;
-        match read {
-            Ok(Some(_)) => {
-                let wanted = HashSet::from([guid]);
-                self.promised.remove(&guid);
-                self.supply(key, &wanted)
+    /// Brings bodies that other backups promised into staging, where `key`'s has none. A promise
+    /// that is broken, the MAILBOX line will find out.
+    fn fetch(&mut self, key: &str, wanted: &HashSet<Guid>) -> Result<()> {
+        let mut from: HashMap<String, Vec<Guid>> = HashMap::new();
+        for guid in wanted {
+            if self.staging.has(*guid) {
+                continue;
             }
-            Ok(None) => Ok(()),
-            Err(e) => {
-                // The promise is broken; the MAILBOX line will find the body missing.
-                log::warn!("cannot copy a body guid=<{guid}> from=<{from}> error=<{e}>");
-                Ok(())
+            match self.promised.get(guid) {
+                Some(other) if other != key => {
+                    let other = other.clone();
+                    if self.get(key)?.index().body(*guid)?.is_none() {
+                        from.entry(other).or_default().push(*guid);
+                    }
+                }
+                _ => {}
             }
         }
+        for (other, guids) in from {
+            // Taken out so that the other backup can be asked.
+            let empty = Staging::new(&self.shared.staging, u64::MAX);
+            let mut staging = std::mem::replace(&mut self.staging, empty);
+            let read = self.ask(&other, &mut |index, file| {
+                reader::bodies(index, file, guids.iter().copied(), &mut |row, part| {
+                    match part {
+                        Part::Begin => staging.begin(),
+                        Part::Data(bytes) => staging.data(bytes)?,
+                        Part::End(true) => staging.end(row.guid, &row.partition),
+                        Part::End(false) => staging.forget(),
+                    }
+                    Ok(())
+                })
+            });
+            self.staging = staging;
+            read?;
+        }
+        Ok(())
     }
 }

@@ -8,7 +8,7 @@
 
 use super::backup::{Backup, Settings};
 use super::file::LogFile;
-use super::index::{self, Index};
+use super::index::{self, Index, MessageRow};
 use super::lock::{Create, Wait};
 use super::log::read_chunk_plain;
 use super::recover::generation;
@@ -144,71 +144,154 @@ pub fn body(
     Ok(())
 }
 
-/// Which of the messages have a body that reads and is right. Each chunk is inflated once.
-pub fn readable(
+/// What [`bodies`] hands over of a body.
+#[derive(Debug)]
+pub enum Part<'a> {
+    /// Its bytes follow.
+    Begin,
+    /// Some of its bytes.
+    Data(&'a [u8]),
+    /// Its end, and whether it is what its GUID says.
+    End(bool),
+}
+
+/// Reads the bodies of many messages in the order of the log: each chunk is inflated once. What
+/// does not read is not handed over to its end; messages without a body are passed over.
+pub fn bodies(
     index: &Index,
     file: &dyn LogFile,
     guids: impl IntoIterator<Item = Guid>,
-) -> Result<HashSet<Guid>> {
+    each: &mut dyn FnMut(&MessageRow, Part<'_>) -> Result<()>,
+) -> Result<()> {
     let mut rows = Vec::new();
     for guid in guids {
         rows.extend(index.body(guid)?);
     }
     rows.sort_by_key(|r| (r.chunk_offset, r.offset));
-    let mut good = HashSet::new();
+    rows.dedup_by_key(|r| r.guid);
     for chunk in rows.chunk_by(|a, b| a.chunk_offset == b.chunk_offset) {
-        let (Some(first), Some(last)) = (chunk.first(), chunk.last()) else {
+        let Some(first) = chunk.first() else {
             continue;
         };
-        let mut at = first.offset;
-        let mut next = 0;
-        let mut sha1 = Sha1::new();
-        let end = chunk
-            .iter()
-            .map(|r| r.offset + r.size)
-            .max()
-            .unwrap_or(last.offset);
-        // Damage ends the chunk: what was not reached is not readable.
-        let _ = read_chunk_plain(file, first.chunk_offset, at, end - at, &mut |mut part| {
-            loop {
-                // A body ends here, perhaps an empty one.
-                while let Some(row) = chunk.get(next) {
-                    if at < row.offset + row.size {
-                        break;
-                    }
-                    if sha1.finalize_reset()[..] == row.guid.0 {
-                        good.insert(row.guid);
-                    }
-                    next += 1;
-                }
-                let Some(row) = chunk.get(next) else {
-                    return Ok(());
-                };
-                if part.is_empty() {
-                    return Ok(());
-                }
-                let n = if at < row.offset {
-                    row.offset - at
-                } else {
-                    row.offset + row.size - at
-                };
-                let n = usize::try_from(n).unwrap_or(usize::MAX).min(part.len());
-                if at >= row.offset {
-                    sha1.update(&part[..n]);
-                }
-                part = &part[n..];
-                at += n as u64;
+        let end = chunk.iter().map(|r| r.offset + r.size).max().unwrap_or(0);
+        let mut walk = Walk {
+            rows: chunk,
+            next: 0,
+            at: first.offset,
+            begun: false,
+            sha1: Sha1::new(),
+            failed: None,
+        };
+        let read = read_chunk_plain(
+            file,
+            first.chunk_offset,
+            first.offset,
+            end - first.offset,
+            &mut |part| walk.take(part, each),
+        );
+        if let Some(e) = walk.failed.take() {
+            return Err(e);
+        }
+        match read {
+            Ok(()) => walk.settle(each)?,
+            // What was not reached is not readable; the other chunks may be.
+            Err(e) if e.kind() == Kind::Damaged => {
+                log::warn!(
+                    "chunk does not read offset={} error=<{e}>",
+                    first.chunk_offset
+                );
             }
-        });
-        while let Some(row) = chunk.get(next) {
-            if at < row.offset + row.size {
-                break;
-            }
-            if sha1.finalize_reset()[..] == row.guid.0 {
-                good.insert(row.guid);
-            }
-            next += 1;
+            Err(e) => return Err(e),
         }
     }
+    Ok(())
+}
+
+/// Cuts the plain text of a chunk into the bodies in it.
+struct Walk<'a> {
+    rows: &'a [MessageRow],
+    next: usize,
+    at: u64,
+    begun: bool,
+    sha1: Sha1,
+    failed: Option<Error>,
+}
+
+type Each<'a> = dyn FnMut(&MessageRow, Part<'_>) -> Result<()> + 'a;
+
+impl Walk<'_> {
+    /// Ends the bodies that end here, also empty ones.
+    fn settle(&mut self, each: &mut Each<'_>) -> Result<()> {
+        while let Some(row) = self.rows.get(self.next) {
+            if self.at < row.offset || self.at < row.offset + row.size {
+                break;
+            }
+            if !self.begun {
+                each(row, Part::Begin)?;
+            }
+            let good = self.sha1.finalize_reset()[..] == row.guid.0;
+            each(row, Part::End(good))?;
+            self.begun = false;
+            self.next += 1;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, part: &[u8], each: &mut Each<'_>) -> Result<()> {
+        let done = self.step(part, each);
+        if let Err(e) = done {
+            // Told apart from damage by the one who reads.
+            self.failed = Some(e);
+            return Err(Error::new(Kind::Internal, "stopped"));
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, mut part: &[u8], each: &mut Each<'_>) -> Result<()> {
+        loop {
+            self.settle(each)?;
+            let Some(row) = self.rows.get(self.next) else {
+                return Ok(());
+            };
+            if part.is_empty() {
+                return Ok(());
+            }
+            let inside = self.at >= row.offset;
+            let upto = if inside {
+                row.offset + row.size
+            } else {
+                row.offset
+            };
+            let n = usize::try_from(upto - self.at)
+                .unwrap_or(usize::MAX)
+                .min(part.len());
+            let (now, later) = part.split_at(n);
+            if inside {
+                if !self.begun {
+                    each(row, Part::Begin)?;
+                    self.begun = true;
+                }
+                self.sha1.update(now);
+                each(row, Part::Data(now))?;
+            }
+            part = later;
+            self.at += n as u64;
+        }
+    }
+}
+
+/// Which of the messages have a body that reads and is right.
+pub fn readable(
+    index: &Index,
+    file: &dyn LogFile,
+    guids: impl IntoIterator<Item = Guid>,
+) -> Result<HashSet<Guid>> {
+    let mut good = HashSet::new();
+    bodies(index, file, guids, &mut |row, part| {
+        if let Part::End(true) = part {
+            good.insert(row.guid);
+        }
+        Ok(())
+    })?;
     Ok(good)
 }

@@ -292,7 +292,9 @@ fn a_log_cut_anywhere_opens_and_keeps_what_lies_before() {
             .unwrap();
         assert!(
             gzip.status.success() || fs::metadata(dir.data()).unwrap().len() == 0,
-            "cut at {cut}"
+            "cut at {cut} of {}, first ends at {first}: {}",
+            whole.len(),
+            String::from_utf8_lossy(&gzip.stderr)
         );
     }
 }

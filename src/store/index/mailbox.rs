@@ -316,7 +316,7 @@ impl MailboxApply<'_> {
                 .map_err(error)?;
             }
             // Sums are counted afresh, so that a wrong stored one cannot live on.
-            self.sums = self.index.true_sums(self.id, self.epoch)?.0;
+            (self.sums, self.records) = self.index.true_sums(self.id, self.epoch)?;
         }
         let (crc, crc_annot) = (self.head.sum("SYNC_CRC"), self.head.sum("SYNC_CRC_ANNOT"));
         self.out.agrees = self.sums.agrees(crc, crc_annot);

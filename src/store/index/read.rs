@@ -511,6 +511,17 @@ impl Index {
         )
     }
 
+    /// Sums of a mailbox's live records, made afresh from what the rows say.
+    pub fn sums_of_rows(&self, mailbox_id: i64, epoch: i64) -> Result<(Sums, i64)> {
+        let (mut sums, mut n) = (Sums::default(), 0);
+        self.records(mailbox_id, Some(epoch), false, &mut |row| {
+            sums.toggle(row.record.sums());
+            n += 1;
+            Ok(())
+        })?;
+        Ok((sums, n))
+    }
+
     /// Live mailboxes whose rows cannot be what their sender stated: bodies lack, or the sums
     /// differ. For use after a loss.
     pub fn doubtful(&self) -> Result<Vec<(String, String)>> {

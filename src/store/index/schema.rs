@@ -4,8 +4,9 @@
 /// `CyBk`: says at once that the file is ours.
 pub const APPLICATION_ID: i64 = 0x4379_426b;
 
-/// The schema's version. A new one is read as it is or migrated in place.
-pub const VERSION: i64 = 1;
+/// The schema's version. A new one is read as it is or migrated in place. It begins far above the
+/// old tools' versions, which otherwise try to upgrade what they find.
+pub const VERSION: i64 = 1001;
 
 /// Settings of every connection. Small caches; large transactions spill.
 pub const SETTINGS: &str = "
@@ -20,7 +21,7 @@ pub const CREATE: &str = "
     PRAGMA journal_mode = WAL;
     BEGIN;
     PRAGMA application_id = 0x4379426b;
-    PRAGMA user_version = 1;
+    PRAGMA user_version = 1001;
     -- generation: of the log; acknowledged: file length at the last durable point; stamp: last one
     -- printed; key: whose backup this is; created
     CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
