@@ -1,2 +1,3 @@
 //! Store and server through the library.
 mod imapd_conf;
+mod looking;
