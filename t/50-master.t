@@ -60,7 +60,7 @@ sub start {
 sub stop {
     my ($pid) = @_;
     kill TERM => $pid;
-    return until_true { waitpid($pid, 1) == $pid } 10;
+    return until_true(sub { waitpid($pid, 1) == $pid }, 10);
 }
 
 my $socket = "$dir/conf/backup";
@@ -68,7 +68,7 @@ my $entry = qq(backupd cmd="$serve" listen="$socket" prefork=1 maxchild=2);
 
 subtest 'one process serves all clients' => sub {
     my $m = start($entry);
-    ok until_true { children($m) == 1 }, 'prefork=1 starts it with master';
+    ok until_true(sub { children($m) == 1 }), 'prefork=1 starts it with master';
     my @c = map { client_unix($socket) } 1 .. 2;
     like greeting($_), qr/^\* OK/, 'greeted' for @c;
     like ask($_, 'NOOP'), qr/^OK Noop completed/, 'answered' for @c;
@@ -76,7 +76,7 @@ subtest 'one process serves all clients' => sub {
     is @p, 1, 'by one process';
     is sessions($p[0]), 2, 'in two threads';
     like ask($_, 'EXIT'), qr/^OK/, 'they leave' for @c;
-    ok until_true { sessions($p[0]) == 0 }, 'their threads end';
+    ok until_true(sub { sessions($p[0]) == 0 }), 'their threads end';
 
     my $c = client_unix($socket);
     greeting($c);
@@ -95,7 +95,7 @@ subtest 'HUP brings a new process while the old one serves its client' => sub {
     my ($old) = children($m);
     my $hup = time;
     kill HUP => $m;
-    ok until_true { children($m) == 2 } 2, 'two processes';
+    ok until_true(sub { children($m) == 2 }, 2), 'two processes';
     cmp_ok time - $hup, '<', 1, 'within a second';
     my ($new) = grep { $_ != $old } children($m);
     my $client = client_unix($socket);
@@ -108,15 +108,15 @@ subtest 'HUP brings a new process while the old one serves its client' => sub {
     is_deeply [children($m)], [sort { $a <=> $b } $old, $new], 'these two and no more';
     like ask($old_client, 'NOOP'), qr/^OK/, 'still';
     like ask($old_client, 'EXIT'), qr/^OK/, 'the old client leaves';
-    ok until_true { !alive($old) } 3, 'and the old process with it';
+    ok until_true(sub { !alive($old) }, 3), 'and the old process with it';
     sleep 0.3;
     is_deeply [children($m)], [$new], 'one is left';
     like ask($client, 'NOOP'), qr/^OK/, 'and serves';
     ask($client, 'EXIT');
 
     kill HUP => $m;
-    ok until_true { !alive($new) } 3, 'without clients a HUP replaces the process';
-    ok until_true { children($m) == 1 } 3, 'by another';
+    ok until_true(sub { !alive($new) }, 3), 'without clients a HUP replaces the process';
+    ok until_true(sub { children($m) == 1 }, 3), 'by another';
     my $late = client_unix($socket);
     like greeting($late), qr/^\* OK/, 'that serves';
     ask($late, 'EXIT');
@@ -130,12 +130,13 @@ subtest 'a second HUP does not leave two draining processes and no server' => su
     greeting($first);
     my ($old) = children($m);
     kill HUP => $m;
-    until_true { children($m) == 2 } 2;
+    until_true(sub { children($m) == 2 }, 2);
     my ($new) = grep { $_ != $old } children($m);
     my $second = client_unix($socket);
     greeting($second);
     sleep 1.5;
     kill HUP => $m;
+    sleep 0.5;
     my $waiting = client_unix($socket);
     like greeting($waiting, 8), qr/^\* OK/, 'a third process serves when the first ends its drain';
     ok !alive($old), 'the first is gone';
@@ -144,6 +145,30 @@ subtest 'a second HUP does not leave two draining processes and no server' => su
     ask($_, 'EXIT') for $second, $waiting;
     ok stop($m), 'master ends';
     system('sed', '-i', 's/^backup_drain:.*/backup_drain: 20/', "$dir/imapd.conf");
+};
+
+subtest 'no client is lost while processes change' => sub {
+    my $m = start($entry);
+    close client_unix_retry();
+    my ($greeted, $lost, $slowest, $changes) = (0, 0, 0, 0);
+    my $next = time + 0.3;
+    while ($changes < 6 || time < $next) {
+        if (time >= $next) {
+            kill HUP => $m;
+            $changes++;
+            $next = time + 0.3 + rand 0.2;
+        }
+        my $begun = time;
+        my $c = client_unix($socket);
+        if ((greeting($c) // '') =~ /^\* OK/ && (ask($c, 'NOOP') // '') =~ /^OK/) { $greeted++ }
+        else { $lost++ }
+        my $took = time - $begun;
+        $slowest = $took if $took > $slowest;
+        close $c if $c;
+    }
+    is $lost, 0, "none of @{[$greeted + $lost]} clients was turned away";
+    cmp_ok $slowest, '<', 2, 'nor kept waiting long';
+    ok stop($m), 'master ends';
 };
 
 subtest 'TERM is polite' => sub {
@@ -160,8 +185,8 @@ subtest 'TERM is polite' => sub {
     ok alive($m), 'master waits for it';
     is_deeply [children($m)], [$p], 'and starts no other';
     like ask($c, 'EXIT'), qr/^OK/, 'the client leaves';
-    ok until_true { !alive($p) } 3, 'so does the process';
-    ok until_true { waitpid($m, 1) == $m } 3, 'and master';
+    ok until_true(sub { !alive($p) }, 3), 'so does the process';
+    ok until_true(sub { waitpid($m, 1) == $m }, 3), 'and master';
 };
 
 subtest 'TERM to the process alone, and a second one' => sub {
@@ -170,13 +195,13 @@ subtest 'TERM to the process alone, and a second one' => sub {
     greeting($c);
     my ($p) = children($m);
     kill TERM => $p;
-    ok until_true { children($m) == 2 } 2, 'master starts another at once';
+    ok until_true(sub { children($m) == 2 }, 2), 'master starts another at once';
     sleep 1.2;
     like ask($c, 'NOOP'), qr/^OK/, 'the first still serves';
     kill TERM => $p;
     ok ended($c, 1), 'a second TERM ends it at once';
-    ok until_true { !alive($p) } 1, 'gone';
-    is children($m), 1, 'the other remains';
+    ok until_true(sub { !alive($p) }, 1), 'gone';
+    is scalar(children($m)), 1, 'the other remains';
     ok stop($m), 'master ends';
 };
 
@@ -184,20 +209,20 @@ subtest 'when master dies the port becomes free' => sub {
     my $port = free_port();
     my $m = start(qq(backupd cmd="$serve" listen="127.0.0.1:$port" proto="tcp4" prefork=1 maxchild=2));
     my $c;
-    until_true { $c = client_tcp($port) };
+    until_true(sub { $c = client_tcp($port) });
     like greeting($c), qr/^\* OK/, 'a client over TCP';
     my ($p) = children($m);
     kill KILL => $m;
     waitpid $m, 0;
     my $next;
-    ok until_true {
+    ok until_true(sub {
         $next = IO::Socket::INET->new(
             LocalAddr => '127.0.0.1', LocalPort => $port, Listen => 1, Proto => 'tcp', ReuseAddr => 1)
-    } 2, 'another can listen';
+    }, 2), 'another can listen';
     ok alive($p), 'the process drains';
     like ask($c, 'NOOP'), qr/^OK/, 'and answers its client';
     close $c;
-    ok until_true { !alive($p) } 3, 'then leaves';
+    ok until_true(sub { !alive($p) }, 3), 'then leaves';
 };
 
 subtest 'an entry that leaves cyrus.conf' => sub {
@@ -206,17 +231,17 @@ subtest 'an entry that leaves cyrus.conf' => sub {
     my $other = qq(other cmd="$serve" listen="$socket" prefork=1 maxchild=2);
     my $m = start("$line\n$other");
     my $c;
-    until_true { $c = client_tcp($port) };
+    until_true(sub { $c = client_tcp($port) });
     greeting($c);
     my ($p) = grep { sessions($_) } children($m);
     cyrus_conf($other);
     kill HUP => $m;
-    ok until_true { !client_tcp($port) } 3, 'the port refuses';
+    ok until_true(sub { !client_tcp($port) }, 3), 'the port refuses';
     like ask($c, 'NOOP'), qr/^OK/, 'the client is served';
     ask($c, 'EXIT');
-    ok until_true { !alive($p) } 3, 'then the process leaves';
-    until_true { children($m) == 1 } 3;
-    is children($m), 1, 'the other entry has one process';
+    ok until_true(sub { !alive($p) }, 3), 'then the process leaves';
+    until_true(sub { children($m) == 1 }, 3);
+    is scalar(children($m)), 1, 'the other entry has one process';
     ok stop($m), 'master ends';
 };
 
@@ -232,7 +257,7 @@ END
     chmod 0755, "$dir/count";
     my $m = start(qq(backupd cmd="$dir/count" listen="$socket" prefork=1 maxchild=2));
     my $starts = sub { -e "$dir/starts" ? `wc -l < $dir/starts` + 0 : 0 };
-    ok until_true { $starts->() >= 5 }, 'started again some times';
+    ok until_true(sub { $starts->() >= 5 }), 'started again some times';
     sleep 2;
     is $starts->(), 5, 'five times and no more';
     is `sort -u $dir/statuses`, "78\n", 'each time with the status of a configuration error';
@@ -244,7 +269,7 @@ END
 # Master needs a moment until it listens.
 sub client_unix_retry {
     my $c;
-    until_true { $c = client_unix($socket) };
+    until_true(sub { $c = client_unix($socket) });
     return $c;
 }
 

@@ -39,18 +39,15 @@ sub serve {
     my ($opt, @args) = @_;
     my $pid = fork // die "fork: $!";
     if ($pid == 0) {
-        # perl lets go of its own output only after this
         open STDERR, '>>', "$dir/err";
         if (my $s = $opt->{fd3}) {
             fcntl $s, F_SETFD, 0;
             POSIX::dup2(fileno $s, 3) if fileno $s != 3;
-            POSIX::fcntl(3, F_SETFD, 0) if 0;
             $ENV{LISTEN_FDS} = 1;
             $ENV{LISTEN_PID} = $opt->{pid} // $$;
         }
-        $^F = 10;
         my @as = $> == 0 ? qw(setpriv --reuid=cyrus --regid=mail --init-groups) : ();
-        exec @as, $bin, 'serve', '-C', $config, @args;
+        { exec @as, @{ $opt->{via} // [] }, $bin, 'serve', '-C', $config, @args }
         POSIX::_exit(99);
     }
     return kill_later($pid);
@@ -59,14 +56,14 @@ sub serve {
 # The exit status, or undef if it does not end in time.
 sub status {
     my ($pid, $secs) = @_;
-    return undef unless until_true { waitpid($pid, 1) == $pid } $secs // 10;
+    return undef unless until_true(sub { waitpid($pid, 1) == $pid }, $secs // 10);
     return $? & 127 ? 'signal ' . ($? & 127) : $? >> 8;
 }
 
 sub greeted {
     my ($connect) = @_;
     my $c;
-    until_true { $c = $connect->() } 5;
+    until_true(sub { $c = $connect->() }, 5);
     my $greeting = greeting($c) // 'nothing';
     like $greeting, qr/^\* OK/, 'greeted';
     return $c;
@@ -150,6 +147,26 @@ subtest 'a socket from systemd' => sub {
     kill TERM => $pid;
     is status($pid), 0, 'ends';
     is status(serve({ fd3 => $s, pid => 1 })), 78, "another process' sockets are not taken";
+};
+
+subtest 'few descriptors' => sub {
+    my $pid = serve({ via => [qw(prlimit --nofile=80:80)] }, '--socket', $socket);
+    greeted($unix);
+    my @c = grep { defined } map { client_unix($socket) } 1 .. 100;
+    until_true(sub { sessions($pid) >= 20 });
+    sleep 0.5;
+    my $served = sessions($pid);
+    cmp_ok $served, '>=', 20, "$served clients are served";
+    cmp_ok $served, '<', 76, 'not all of them';
+    my $open = () = glob "/proc/$pid/fd/*";
+    cmp_ok $open, '<', 80, "$open descriptors, some are left";
+    like greeting($c[0]), qr/^\* OK/, 'those inside are served';
+    like ask($c[0], 'NOOP'), qr/^OK/, 'well';
+    close $_ for splice @c, 0, 60;
+    like greeting($c[0], 5), qr/^\* OK/, 'then those who waited';
+    close $_ for @c;
+    kill TERM => $pid;
+    is status($pid), 0, 'ends';
 };
 
 subtest 'configuration errors' => sub {

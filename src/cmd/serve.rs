@@ -10,14 +10,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use getopts::{HasArg, Matches, Occur, Options};
+use log::LevelFilter;
 
 use super::args::{no_more, quiet_and_help};
 use super::output::Out;
 use super::{Context, Job, Outcome};
+use crate::cyrus::config::{Config, Opt};
+use crate::cyrus::syslog;
 use crate::error::{Error, Kind, Result};
+use crate::server::auth::{AuthPolicy, Authenticator};
 use crate::server::listen::{Keepalive, Listeners, Sources, Stop};
+use crate::server::session;
+use crate::server::shared::Shared;
 use crate::server::supervisor::{self, Handler, Limits};
-use crate::sys::fd;
+use crate::store::backup;
+use crate::store::catalog::Catalog;
+use crate::sys::{fd, identity};
 
 /// What was typed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,12 +80,6 @@ impl Args {
             socket: m.opt_str("socket").map(PathBuf::from),
         })
     }
-}
-
-/// Serves until told to stop. We are the cyrus user already, and have no other thread and no log.
-pub fn run(_args: &Args, _context: &Context, _out: &mut Out) -> Result<Outcome> {
-    // XXX not wired to the supervisor: Ready::prepare, then Ready::serve.
-    Err(Error::new(Kind::Internal, "serve is not there yet"))
 }
 
 /// What imapd.conf says about serving.
@@ -148,6 +150,86 @@ impl Ready {
         let stop = Stop::new().map_err(|e| Error::io("cannot make the stop flag", e))?;
         supervisor::run(self.listeners, self.limits, stop, shared, handler)
     }
+}
+
+/// Serves as imapd.conf says until told to stop. We are the cyrus user already, and have no other
+/// thread and no log yet.
+pub fn run(args: &Args, context: &Context, _out: &mut Out) -> Result<Outcome> {
+    let config = context.config.clone();
+    let verbose = context.globals.verbose > 0;
+    let level = match context.globals.verbose {
+        _ if config.debug() => LevelFilter::Debug,
+        0 => LevelFilter::Info,
+        1 => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    };
+    syslog::init(
+        config.ident(),
+        config.syslog_prefix(),
+        config.syslog_facility(),
+        level,
+        verbose,
+    )?;
+    for warning in config.warnings() {
+        log::warn!("imapd.conf: {warning}");
+    }
+    let served = serve(args, config);
+    if let Err(e) = &served {
+        log::error!("cannot serve error=<{e}>");
+    }
+    served.map(Outcome::Status)
+}
+
+fn serve(args: &Args, config: Config) -> Result<u8> {
+    let keepalive = config.switch(Opt::TcpKeepalive).then(|| Keepalive {
+        idle_secs: config.secs(Opt::TcpKeepaliveIdle) as u32,
+        interval_secs: config.secs(Opt::TcpKeepaliveIntvl) as u32,
+        count: config.int(Opt::TcpKeepaliveCnt) as u32,
+    });
+    let settings = Settings {
+        listen: config
+            .backup_listen()
+            .map(|l| l.split_whitespace().map(str::to_owned).collect())
+            .unwrap_or_default(),
+        socket: config.backup_socket(),
+        max_connections: config.backup_max_connections(),
+        drain: config.backup_drain(),
+        keepalive,
+    };
+    let ready = Ready::prepare(args, &settings)?;
+    ready.serve(Arc::new(shared(config)?), session::run)
+}
+
+/// What the sessions share. `Kind::Config` when there is nowhere to keep backups.
+fn shared(config: Config) -> Result<Shared> {
+    if config.backup_partitions().is_empty() {
+        return Err(Error::new(
+            Kind::Config,
+            "no backup partition: set backuppartition-<name>",
+        ));
+    }
+    let mut our_uids = vec![identity::current_uid()];
+    our_uids.extend(identity::uid_of(config.cyrus_user()).ok().flatten());
+    let auth = Authenticator::new(AuthPolicy {
+        admins: config.admins(),
+        allow_plaintext: config.allowplaintext(),
+        passwd_file: config.backup_passwd_file(),
+        failed_pause: config.failedloginpause(),
+        username_tolower: config.username_tolower(),
+        our_uids,
+    })?;
+    Ok(Shared {
+        ns: config.namespace(),
+        catalog: Catalog::open(&config.backup_db_path(), true),
+        auth,
+        settings: backup::Settings {
+            level: config.backup_ingest_level(),
+            chunk_max: config.backup_chunk_max(),
+        },
+        lock_wait: config.backup_lock_wait(),
+        staging: config.backup_staging_path(),
+        config,
+    })
 }
 
 /// Sends the place of a panic to the log instead of standard error, which is /dev/null under master. What it said

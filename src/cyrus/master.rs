@@ -77,15 +77,15 @@ impl Service {
     /// Takes over the socket and the status pipe. Once per process, before anything else is opened;
     /// `Kind::Config` when the environment promises what is not there.
     pub fn inherit(&self) -> Result<(OwnedFd, Status)> {
-        let take = |number, what| {
-            fd::inherit(number).map_err(|e| {
+        let take = |number, expect, what| {
+            fd::inherit(number, expect).map_err(|e| {
                 Error::new(Kind::Config, format!("cannot take over {what} from master"))
                     .place(format!("descriptor {number}"))
                     .because(e)
             })
         };
-        let status = take(STATUS_FD, "the status pipe")?;
-        let socket = take(LISTEN_FD, "the listening socket")?;
+        let status = take(STATUS_FD, fd::Expect::Pipe, "the status pipe")?;
+        let socket = take(LISTEN_FD, fd::Expect::Listener, "the listening socket")?;
         Ok((socket, Status::new(status)))
     }
 }

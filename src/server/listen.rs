@@ -66,7 +66,7 @@ impl Listeners {
             all.master = Some(status);
         }
         for number in systemd(&var, pid)? {
-            let socket = fd::inherit(number).map_err(|e| {
+            let socket = fd::inherit(number, fd::Expect::Listener).map_err(|e| {
                 Error::new(Kind::Config, "cannot take over a socket from systemd")
                     .place(format!("descriptor {number}"))
                     .because(e)
@@ -231,6 +231,10 @@ impl Listener {
 
     /// The next connection; does not block: `WouldBlock` if there is none.
     pub fn accept(&self) -> io::Result<(Stream, Peer)> {
+        if let Origin::Inherited = self.origin {
+            // Another process on the same socket may have left and given the mode back.
+            self.set_nonblocking(true)?;
+        }
         match &self.socket {
             Socket::Tcp(s) => {
                 let (stream, addr) = s.accept()?;
@@ -483,7 +487,10 @@ mod tests {
         let socket = UnixListener::bind(dir.0.join("s")).unwrap();
         let other = socket.try_clone().unwrap();
         let listener = Listener::inherited(socket.into(), "x".into()).unwrap();
-        assert!(other.accept().is_err(), "shared mode: does not block");
+        assert!(other.accept().is_err(), "the mode is shared");
+        other.set_nonblocking(false).unwrap();
+        let e = listener.accept().unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::WouldBlock);
         drop(listener);
         let wait = std::thread::spawn(move || other.accept().map(|_| ()));
         std::thread::sleep(std::time::Duration::from_millis(50));

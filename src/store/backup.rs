@@ -9,13 +9,12 @@
 //! Bodies (MESSAGE) are tentative until a MAILBOX line refers to them. Format: `doc/format.md`;
 //! states: `doc/design.md`.
 
-use super::file::{FileReader, LogFile};
-use super::gzip::{MemberReader, last_flush_point, seal_bytes};
-use super::index::{self, Index, Lines, MailboxOutcome, apply_line};
+use super::file::LogFile;
+use super::index::{Index, Lines, MailboxOutcome, apply_line};
 use super::line::{Line, prefix};
 use super::lock::{Create, DataLock, Wait};
 use super::log::{Checkpoint, Log};
-use super::reindex::{self, From, Trailing};
+use super::recover::recover;
 use super::spool::Spool;
 use crate::cyrus::dlist::{Form, Limits, Parser, Value, print_text};
 use crate::cyrus::guid::Guid;
@@ -108,7 +107,8 @@ impl Backup {
             .len()
             .map_err(|e| Error::io("cannot read", e).at(path))?;
         let opened = recover(&file, path, len).map_err(|e| e.at(path))?;
-        Ok(Backup {
+        let doubtful = opened.doubtful;
+        let mut backup = Backup {
             log: Log::new(Arc::clone(&file), opened.end, settings.level),
             index: opened.index,
             file,
@@ -124,7 +124,26 @@ impl Backup {
             body: None,
             broken: false,
             _lock: lock,
-        })
+        };
+        if !doubtful.is_empty() {
+            backup.doubt(&doubtful)?;
+        }
+        Ok(backup)
+    }
+
+    /// Marks mailboxes that a loss left in doubt, so that the sender's next run brings them.
+    fn doubt(&mut self, mailboxes: &[(String, String)]) -> Result<()> {
+        let mut lines = Vec::new();
+        for (uniqueid, why) in mailboxes {
+            log::warn!(
+                "mailbox to be sent again filename=<{}> uniqueid=<{uniqueid}> reason=<{why}>",
+                self.path.display()
+            );
+            lines.push(resync_line(uniqueid, 1, why));
+        }
+        let now = Timestamp(self.stamp);
+        self.append(&lines, now)?;
+        self.seal()
     }
 
     /// The index, for questions.
@@ -634,234 +653,14 @@ impl Drop for Backup {
     }
 }
 
-struct Opened {
-    index: Index,
-    end: u64,
-    stamp: i64,
-}
-
-/// The generation named in the first member, `None` in a log that is not (yet) ours.
-pub fn generation(file: &dyn LogFile) -> Result<Option<String>> {
-    let mut parser = Parser::new(
-        MemberReader::new(FileReader::new(file, 0)),
-        Limits::default(),
-    );
-    let mut read = || -> Result<Option<String>> {
-        parser.word(|b| b != b'\n')?;
-        parser.end_line()?;
-        parser.word(|b| b.is_ascii_digit())?;
-        parser.space()?;
-        parser.word(|b| b.is_ascii_alphabetic())?;
-        parser.space()?;
-        if parser.word(|b| b.is_ascii_alphabetic())? != b"RESERVE" {
-            return Ok(None);
-        }
-        parser.space()?;
-        Ok(parser
-            .value()?
-            .get(super::line::PRIVATE)
-            .and_then(|p| p.get("GENERATION"))
-            .and_then(|g| g.get("ID"))
-            .and_then(Value::as_str)
-            .map(str::to_owned))
-    };
-    match read() {
-        Ok(found) => Ok(found),
-        // A torn first line is the business of whoever enters the log.
-        Err(e) if e.kind() == Kind::Io || e.kind() == Kind::Protocol => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-/// Brings log and index together. The lock is held.
-fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
-    let index_path = index::path_of(path);
-    if len == 0 {
-        let index = Index::create(&index_path)?;
-        return Ok(Opened {
-            index,
-            end: 0,
-            stamp: 0,
-        });
-    }
-    let opened = Index::open(&index_path).and_then(|index| {
-        let ours = index.meta_text("generation")?;
-        if ours != generation(&**file)? || ours.is_none() {
-            return Err(Error::new(
-                Kind::NeedsReindex,
-                "the index belongs to another log",
-            ));
-        }
-        let acknowledged = index.meta_number("acknowledged")?.unwrap_or(0) as u64;
-        if acknowledged > len {
-            return Err(Error::new(
-                Kind::NeedsReindex,
-                format!("the log is shorter ({len}) than acknowledged ({acknowledged})"),
-            ));
-        }
-        Ok((index, acknowledged))
-    });
-    match opened {
-        Ok((index, acknowledged)) => catch_up(file, path, index, acknowledged, len),
-        Err(e) if e.kind() == Kind::NeedsReindex => {
-            log::warn!(
-                "index rebuilt filename=<{}> reason=<{e}>",
-                index_path.display()
-            );
-            rebuild(file, path, &index_path, len)
-        }
-        Err(e) => Err(e),
-    }
-}
-
-/// Enters and seals what lies past the acknowledged length.
-fn catch_up(
-    file: &Arc<dyn LogFile>,
-    path: &Path,
-    index: Index,
-    acknowledged: u64,
-    len: u64,
-) -> Result<Opened> {
-    let stamp = index.meta_number("stamp")?.unwrap_or(0);
-    let open = index.last_chunk()?.filter(|c| c.length.is_none());
-    if open.is_none() && acknowledged == len {
-        return Ok(Opened {
-            index,
-            end: len,
-            stamp,
-        });
-    }
-    let plain = index.meta_number("acknowledged_plain")?.unwrap_or(0) as u64;
-    let from = match &open {
-        Some(chunk) => From {
-            member: chunk.offset,
-            known: Some((chunk.id, plain)),
-        },
-        None => From {
-            member: acknowledged,
-            known: None,
-        },
-    };
-    index.begin()?;
-    let entered = reindex::enter(&**file, &index, from, len, Trailing::Cut)?;
-    // Where nothing new belongs, the acknowledged place is the last good one.
-    let good = match (entered.good, &open) {
-        (Some(good), _) => Some((good, entered.chunk_id)),
-        (None, Some(chunk)) => Some((
-            reindex::Good {
-                member: chunk.offset,
-                plain,
-                sealed_end: None,
-            },
-            Some(chunk.id),
-        )),
-        (None, None) => None,
-    };
-    let end = match good {
-        Some((good, id)) => cut_and_seal(&**file, &index, good, id, len)?,
-        None => {
-            file.set_len(acknowledged)
-                .map_err(|e| Error::io("cannot cut", e))?;
-            acknowledged
-        }
-    };
-    let stamp = stamp.max(entered.stamp);
-    done(&**file, &index, end, stamp)?;
-    log::info!(
-        "recovered filename=<{}> lines={} cut_bytes={}",
-        path.display(),
-        entered.lines,
-        len.saturating_sub(end)
-    );
-    Ok(Opened { index, end, stamp })
-}
-
-/// Builds a new index from the whole log.
-fn rebuild(file: &Arc<dyn LogFile>, path: &Path, index_path: &Path, len: u64) -> Result<Opened> {
-    let index = Index::create(index_path)?;
-    index.begin()?;
-    let from = From {
-        member: 0,
-        known: None,
-    };
-    let entered = reindex::enter(&**file, &index, from, len, Trailing::Keep)?;
-    for (at, what) in &entered.damage {
-        log::warn!(
-            "log finding filename=<{}> offset={at} reason=<{what}>",
-            path.display()
-        );
-    }
-    let end = match entered.good {
-        Some(good) => cut_and_seal(&**file, &index, good, entered.chunk_id, len)?,
-        None if generation(&**file)?.is_none() && !starts_as_member(&**file)? => {
-            return Err(Error::new(
-                Kind::Damaged,
-                "not a backup's log: no member at its beginning",
-            ));
-        }
-        None => {
-            file.set_len(0).map_err(|e| Error::io("cannot cut", e))?;
-            0
-        }
-    };
-    if index.meta_text("generation")?.is_none() {
-        // A log of the old tools: its index is ours by being here.
-        index.set_meta("generation", "")?;
-    }
-    done(&**file, &index, end, entered.stamp)?;
-    Ok(Opened {
-        index,
-        end,
-        stamp: entered.stamp,
-    })
-}
-
-fn starts_as_member(file: &dyn LogFile) -> Result<bool> {
-    let mut magic = [0; 3];
-    let n = file
-        .read_at(&mut magic, 0)
-        .map_err(|e| Error::io("cannot read", e))?;
-    Ok(n == 3 && magic == [0x1f, 0x8b, 8])
-}
-
-fn done(file: &dyn LogFile, index: &Index, end: u64, stamp: i64) -> Result<()> {
-    file.sync_data().map_err(|e| Error::io("cannot sync", e))?;
-    index.set_meta("acknowledged", end as i64)?;
-    index.set_meta("acknowledged_plain", 0)?;
-    index.set_meta("stamp", stamp)?;
-    index.commit()
-}
-
-/// Makes the file end, sealed, behind the last line that belongs. Returns its new length.
-fn cut_and_seal(
-    file: &dyn LogFile,
-    index: &Index,
-    good: reindex::Good,
-    chunk: Option<i64>,
-    len: u64,
-) -> Result<u64> {
-    let fail = |e| Error::io("cannot seal", e);
-    if let Some(end) = good.sealed_end {
-        if end < len {
-            file.set_len(end).map_err(fail)?;
-        }
-        return Ok(end);
-    }
-    let point = last_flush_point(FileReader::until(file, good.member, len), good.plain)
-        .map_err(fail)?
-        .filter(|p| p.plain == good.plain)
-        .ok_or_else(|| {
-            Error::new(Kind::Damaged, "the last line does not end at a flush")
-                .place(format!("member at {}", good.member))
-        })?;
-    let cut = good.member + point.compressed;
-    file.set_len(cut).map_err(fail)?;
-    file.write_at(&seal_bytes(point.crc, point.plain), cut)
-        .map_err(fail)?;
-    let end = cut + seal_bytes(point.crc, point.plain).len() as u64;
-    if let Some(id) = chunk {
-        let hash = reindex::hash(file, good.member, end - good.member)?;
-        index.end_chunk(id, end - good.member, point.plain, &hash)?;
-    }
-    Ok(end)
+/// The line that marks a mailbox: its next statement must be complete. Level 2 begins a new epoch.
+pub fn resync_line(uniqueid: &str, level: i64, why: &str) -> Line {
+    Line::private(
+        "RESYNC",
+        Value::kv([
+            ("UNIQUEID", Value::text(uniqueid)),
+            ("LEVEL", Value::num(level)),
+            ("WHY", Value::text(why)),
+        ]),
+    )
 }

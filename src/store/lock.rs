@@ -245,6 +245,26 @@ mod tests {
     }
 
     #[test]
+    fn a_description_lock_of_another_process_names_it() {
+        let path = scratch("other");
+        let lock = DataLock::acquire(&path, Wait::No, Create::New).unwrap();
+        // The child shares the description and so keeps the lock when we close ours.
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .stdin(lock.file().try_clone().unwrap())
+            .spawn()
+            .unwrap();
+        drop(lock);
+        let e = DataLock::acquire(&path, Wait::No, Create::No).unwrap_err();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let who = format!("held by process {} (sleep)", child.id());
+        assert!(e.to_string().contains(&who), "{e}");
+        DataLock::acquire(&path, Wait::No, Create::No).unwrap();
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
     fn missing_existing_and_odd_files() {
         let path = scratch("kinds");
         let kind = |c| DataLock::acquire(&path, Wait::No, c).unwrap_err().kind();

@@ -10,6 +10,7 @@ pub mod line;
 pub mod lock;
 pub mod log;
 pub mod reader;
+pub mod recover;
 pub mod reindex;
 pub mod spool;
 pub mod staging;

@@ -6,11 +6,12 @@
 //! switch), it tries again. An index that is behind its log while nobody writes is brought up to
 //! date first, for which the lock is taken without waiting.
 
-use super::backup::{Backup, Settings, generation};
+use super::backup::{Backup, Settings};
 use super::file::LogFile;
 use super::index::{self, Index};
 use super::lock::{Create, Wait};
 use super::log::read_chunk_plain;
+use super::recover::generation;
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
 use sha1::{Digest, Sha1};

@@ -15,26 +15,53 @@ const INHERIT_MAX: RawFd = 64;
 /// One bit for each number already given out by `inherit`.
 static INHERITED: AtomicU64 = AtomicU64::new(0);
 
+/// What a descriptor handed over must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// A pipe.
+    Pipe,
+    /// A listening stream socket.
+    Listener,
+}
+
 /// Takes over descriptor `number` (3 to 63), left open for us by whoever started the process, and sets
-/// close-on-exec on it. `EBADF` if it is not open, `EBUSY` if it was taken over before.
-pub fn inherit(number: RawFd) -> io::Result<OwnedFd> {
+/// close-on-exec on it. `EBADF` if it is not open, `EINVAL` if it is something else, `EBUSY` if it was taken
+/// over before.
+pub fn inherit(number: RawFd, expect: Expect) -> io::Result<OwnedFd> {
     if !(3..INHERIT_MAX).contains(&number) {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    // SAFETY: fcntl with F_GETFD and F_SETFD takes plain integers and touches no memory of ours; on a
-    // number that is not open it fails.
+    // SAFETY: fcntl with F_GETFD takes plain integers; on a number that is not open it fails.
     let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
     check(flags)?;
-    // SAFETY: as above.
-    check(unsafe { libc::fcntl(number, libc::F_SETFD, flags | libc::FD_CLOEXEC) })?;
+    // SAFETY: it is open, as just seen, and not -1; the borrow ends with this function.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    let fits = match expect {
+        Expect::Pipe => is_pipe(fd)?,
+        Expect::Listener => matches!(listening(fd), Ok(Some(_))),
+    };
+    if !fits {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
     let bit = 1u64 << number;
     if INHERITED.fetch_or(bit, Ordering::SeqCst) & bit != 0 {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
-    // SAFETY: the number is open, and the bit set above makes this the only time it is wrapped here. A number
-    // the starter left open cannot have been given to a file of ours, and callers ask only for numbers that the
-    // starter's environment names, before anything is opened.
+    // SAFETY: plain integers.
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, flags | libc::FD_CLOEXEC) })?;
+    // SAFETY: the number is open, and the bit set above makes this the only time it is wrapped here. Nothing else
+    // in the process owns it: what the starter left open was never given to a file of ours, and if the
+    // environment lies, the number is free or a file or log socket of ours, which `expect` has ruled out.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+fn is_pipe(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the kernel fills what the pointer shows, or fails.
+    check(unsafe { libc::fstat(fd.as_raw_fd(), stat.as_mut_ptr()) })?;
+    // SAFETY: fstat succeeded, so it is filled.
+    let mode = unsafe { stat.assume_init() }.st_mode;
+    Ok(mode & libc::S_IFMT == libc::S_IFIFO)
 }
 
 /// What a descriptor waits for, and what came.
@@ -284,13 +311,22 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
     use std::os::unix::net::{UnixListener, UnixStream};
-    use std::os::unix::process::CommandExt;
 
     #[test]
     fn inherit_refuses_what_is_not_there_and_what_is_ours_already() {
         for number in [-1, 0, 2, 64, 1000] {
-            let e = inherit(number).unwrap_err();
+            let e = inherit(number, Expect::Pipe).unwrap_err();
             assert_eq!(e.raw_os_error(), Some(libc::EBADF), "{number}");
+        }
+        let (a, b) = UnixStream::pair().unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        for fd in [a.as_fd(), b.as_fd(), null.as_fd()] {
+            if fd.as_raw_fd() < INHERIT_MAX {
+                for expect in [Expect::Pipe, Expect::Listener] {
+                    let e = inherit(fd.as_raw_fd(), expect).unwrap_err();
+                    assert_eq!(e.raw_os_error(), Some(libc::EINVAL));
+                }
+            }
         }
     }
 
@@ -356,14 +392,13 @@ mod tests {
     fn a_broken_pipe_is_seen_without_asking_for_events() {
         // `true` leaves at once and takes the read end of its standard input with it.
         let mut child = std::process::Command::new("true")
-            .arg0("true")
             .stdin(std::process::Stdio::piped())
             .spawn()
             .unwrap();
         let pipe = child.stdin.take().unwrap();
         let mut w = [Watch::broken(pipe.as_fd())];
         assert_eq!(poll(&mut w, Some(Duration::from_secs(10))).unwrap(), 1);
-        assert!(w[0].is_broken());
+        assert!(w[0].is_broken() && is_pipe(pipe.as_fd()).unwrap());
         child.wait().unwrap();
     }
 }

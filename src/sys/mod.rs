@@ -1,4 +1,4 @@
-//! The only unsafe code: locks, inherited descriptors, identity, space, local time. Decides nothing.
+//! The only unsafe code: locks, inherited descriptors, identity, terminal. Decides nothing.
 #![allow(unsafe_code)]
 
 pub mod clock;

@@ -86,7 +86,7 @@ sub ended {
 }
 
 # Waits for a condition; returns its last value.
-sub until_true(&;$) {
+sub until_true {
     my ($test, $secs) = @_;
     my $end = time + ($secs // 10);
     my $is;
@@ -112,7 +112,7 @@ sub stats {
 
 sub alive { defined started($_[0]) }
 
-# Living children of a process.
+# Living children of a process, or how many.
 sub children {
     my ($parent) = @_;
     my @found;
@@ -121,7 +121,8 @@ sub children {
         push @found, $pid if $f->[1] == $parent;
     }
     kill_later(@found) if $mine{$parent};
-    return sort { $a <=> $b } @found;
+    @found = sort { $a <=> $b } @found;
+    return @found;
 }
 
 # How many clients a process serves: its threads named sess-N.

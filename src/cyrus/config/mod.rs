@@ -10,13 +10,15 @@
 #![forbid(unsafe_code)]
 
 mod access;
+pub use access::Rename;
 mod load;
 pub mod options;
 pub mod parse;
 
 use crate::error::Result;
 use load::Loader;
-use options::{Opt, TABLE};
+pub use options::Opt;
+use options::TABLE;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -9,8 +9,8 @@
 //! `Io`, and `Db` for what cannot be stored. Repacks when Cyrus would; a repack that fails costs a
 //! line in the log, for the commit before it stands.
 
+use super::Disk;
 use super::list::{Condition, Fault, List};
-use super::{Disk, format::NEW_LEN};
 use crate::error::{Error, Kind, Result};
 use crate::sys::lock::{self, LockKind};
 use std::fs::{self, File, Permissions};
@@ -227,14 +227,17 @@ impl Db {
     /// Writes the file anew without its dead records and replaces it. Needs the write lock, which
     /// ends with the old file.
     fn repack(&mut self) -> Result<()> {
-        let mut name = self.path.clone().into_os_string();
+        // Where the path is a symbolic link, the file it leads to is replaced.
+        let target = fs::canonicalize(&self.path)
+            .map_err(|e| Error::io("cannot repack", e).at(&self.path))?;
+        let mut name = target.clone().into_os_string();
         name.push(".NEW");
         let new_path = PathBuf::from(name);
-        let result = self.write_repacked(&new_path);
+        let result = self.write_repacked(&new_path, &target);
         match result {
             Ok(list) => {
                 self.list = list;
-                sync_folder(&self.path)
+                sync_folder(&target)
             }
             Err(e) => {
                 let _ = fs::remove_file(&new_path);
@@ -243,7 +246,7 @@ impl Db {
         }
     }
 
-    fn write_repacked(&mut self, new_path: &Path) -> Result<List<File>> {
+    fn write_repacked(&mut self, new_path: &Path, target: &Path) -> Result<List<File>> {
         let fail = |e| Error::io("cannot repack", e).at(new_path);
         self.list.check().map_err(|e| self.fail(e))?;
         match fs::remove_file(new_path) {
@@ -274,7 +277,7 @@ impl Db {
             .and_then(|()| list.commit())
             .and_then(|()| list.check())
             .map_err(|e| self.fail(e).place(new_path.display().to_string()))?;
-        fs::rename(new_path, &self.path).map_err(fail)?;
+        fs::rename(new_path, target).map_err(fail)?;
         Ok(list)
     }
 }
@@ -323,7 +326,6 @@ impl Txn<'_> {
         result.map_err(|e| db.fail(e))?;
         let (size, packed) = (db.list.header().current_size, db.list.header().repack_size);
         if size > REPACK_MIN && size > packed.saturating_mul(2) {
-            debug_assert!(size > NEW_LEN);
             if let Err(e) = db.repack() {
                 log::warn!("repack failed filename=<{}> error=<{e}>", db.path.display());
             }

@@ -1,7 +1,7 @@
 //! twoskip, the key-value file of Cyrus, read and written beside the C tools.
 //!
-//! A skip list in one file: `format` knows the bytes, `list` the skip list over any [`Disk`]
-//! (search, change, commit, recovery), `db` the file with its locks, replacement and repack.
+//! A skip list in one file: `format` knows the bytes, `list` searches and `change` changes the skip
+//! list over any [`Disk`], `db` is the file with its locks, replacement and repack.
 //!
 //! Promises: a committed transaction is on disk; a crash at any moment leaves the old or the new
 //! state; both sides' locks exclude each other. Keys are in raw byte order. A damaged file is
@@ -10,6 +10,7 @@
 //!
 //! The format is Cyrus' (3.6 `lib/cyrusdb_twoskip.c`, the same before and since).
 
+mod change;
 mod db;
 pub mod format;
 mod list;

@@ -210,3 +210,74 @@ fn codes_of<const N: usize>(lengths: &[u8; N]) -> [u32; N] {
         code.reverse_bits() >> (32 - length) | length << 16
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(data: &[u8], before: u32) -> Vec<u8> {
+        let mut counts = [0; 256];
+        for &byte in data {
+            counts[usize::from(byte)] += 1;
+        }
+        let mut out = Vec::new();
+        let mut bits = Bits::default();
+        // Empty blocks of fixed codes, to begin at any bit.
+        for _ in 0..before {
+            bits.put(0b010, 10, &mut out);
+        }
+        bits.literals(data, &counts, &mut out);
+        bits.align(&mut out);
+        bits.stored(data, &mut out);
+        out.extend_from_slice(&[3, 0]);
+        out
+    }
+
+    fn check(data: &[u8]) {
+        for before in 0..8 {
+            let plain = miniz_oxide::inflate::decompress_to_vec(&block(data, before)).unwrap();
+            assert!(plain == [data, data].concat());
+        }
+    }
+
+    #[test]
+    fn blocks_of_every_shape_come_back() {
+        check(b"");
+        check(b"x");
+        check(b"xy");
+        check(&[0; 1000]);
+        check(&[255; 1003]);
+        let all: Vec<u8> = (0..=255).collect();
+        check(&all);
+        check(&all.repeat(300));
+        for gap in [2, 3, 4, 10, 11, 12, 100, 138] {
+            let sparse: Vec<u8> = all.iter().copied().step_by(gap).collect();
+            check(&sparse.repeat(3));
+        }
+    }
+
+    #[test]
+    fn codes_are_complete_and_never_too_long() {
+        let mut fibonacci = [0; 256];
+        let (mut a, mut b) = (1u32, 1u32);
+        for count in fibonacci.iter_mut().take(40) {
+            *count = a;
+            (a, b) = (b, a + b);
+        }
+        let mut one = [0; 256];
+        one[7] = u32::MAX;
+        for counts in [fibonacci, one, [1; 256], [u32::MAX / 256; 256]] {
+            let lengths = code_lengths(&counts);
+            let used = lengths.iter().filter(|l| **l > 0);
+            let kraft: f64 = used.map(|l| 0.5f64.powi(i32::from(*l))).sum();
+            assert!((kraft - 1.0).abs() < 1e-9);
+            assert!(lengths.iter().all(|l| *l <= CODE_MAX));
+        }
+        // The unlimited tree would have 40 levels: all lengths up to the limit occur.
+        let mut data = Vec::new();
+        for (byte, count) in fibonacci.iter().enumerate().take(24) {
+            data.extend(vec![byte as u8; *count as usize]);
+        }
+        check(&data);
+    }
+}

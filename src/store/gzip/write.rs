@@ -58,7 +58,7 @@ impl MemberWriter {
             strings_open: false,
             strings_stale: false,
             bits: Bits::default(),
-            chooser: Chooser::new(),
+            chooser: Chooser::new(level),
             crc: crc32fast::Hasher::new_with_initial_len(crc, plain_len),
             plain_len,
             unflushed: false,

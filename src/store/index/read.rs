@@ -531,6 +531,30 @@ impl Index {
         )
     }
 
+    /// Live mailboxes whose rows cannot be what their sender stated: bodies lack, or the sums
+    /// differ. For use after a loss.
+    pub fn doubtful(&self) -> Result<Vec<(String, String)>> {
+        let lacking: Vec<i64> = self.all(
+            "SELECT DISTINCT mailbox_id FROM record WHERE missing AND expunged IS NULL",
+            [],
+            |r| r.get(0),
+        )?;
+        let mut out = Vec::new();
+        for row in self.mailboxes(false)? {
+            let sums = self.true_sums(row.id, row.epoch)?.0;
+            let stated = sums.agrees(row.head.sum("SYNC_CRC"), row.head.sum("SYNC_CRC_ANNOT"));
+            let why = if lacking.contains(&row.id) {
+                "bodies lack after damage"
+            } else if !stated && !row.unreliable {
+                "records lack after damage"
+            } else {
+                continue;
+            };
+            out.push((row.uniqueid, why.to_owned()));
+        }
+        Ok(out)
+    }
+
     /// Numbers for which neither records nor messages are looked at.
     pub fn counts(&self) -> Result<Counts> {
         self.one(

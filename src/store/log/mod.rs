@@ -1,14 +1,14 @@
 //! The open data file: members appended, cut back, sealed. The one writer's tool; the lock is elsewhere.
 //!
-//! Promises: what [`Log::sync`] or [`Log::seal`] returned for is on stable storage. What a flush wrote ends
-//! at a flush point, so a torn tail can be cut there and sealed. After a failed append, flush or seal nothing more
-//! is appended until [`Log::rewind`] has cut the file back: never anything behind garbage. A failed
-//! sync poisons the log, since the kernel may have dropped the bytes: it is not retried, and every
-//! later call fails with the same kind; so does a failed rewind.
+//! Promises: what [`Log::sync`] or [`Log::seal`] returned for is on stable storage. What a flush wrote
+//! ends at a flush point, so a torn tail can be cut there and sealed. After a failed append, flush or
+//! seal nothing more is appended until [`Log::rewind`] has cut the file back: never anything behind
+//! garbage. A failed sync poisons the log, since the kernel may have dropped the bytes: it is not
+//! retried, and every later call fails with the same kind; so does a failed rewind.
 //!
 //! Format: doc/format.md; members as in `store::gzip`. While much streams in, a helper thread deflates,
-//! hashes and writes beside the caller; it is started by the first full buffer and joined by the next flush,
-//! so small syncs never see it. Memory for an open member is about 1.3 MB while it runs.
+//! hashes and writes beside the caller; it is started by the first full buffer and joined by the next
+//! flush, so small syncs never see it. Memory for an open member is about 1.3 MB while it runs.
 #![forbid(unsafe_code)]
 
 mod chunk;

@@ -1,0 +1,303 @@
+//! The backups one session holds, and what it was told about bodies.
+//!
+//! At most `backup_open_max` are held; the one unused for longest is sealed first. Bodies go into
+//! the log of the owner that the last GET or RESERVE made likely; a MAILBOX of somebody else finds
+//! them there, moves them to staging, and cuts that log back.
+
+use super::shared::Shared;
+use crate::cyrus::guid::Guid;
+use crate::error::{Error, Kind, Result};
+use crate::store::backup::Backup;
+use crate::store::file::LogFile;
+use crate::store::index::Index;
+use crate::store::reader;
+use crate::store::staging::Staging;
+use crate::util::time;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What a session holds.
+pub struct Held {
+    shared: Arc<Shared>,
+    open: Vec<Open>,
+    open_max: usize,
+    /// Bodies whose owner is not known yet.
+    pub staging: Staging,
+    /// Owners that the last GET named.
+    pub named: Vec<String>,
+    /// Messages promised from another backup than the one owner: which.
+    pub promised: HashMap<Guid, String>,
+    /// Mailboxes (uniqueid) whose complete state we asked for after a FULLMAILBOX.
+    pub complete: HashSet<String>,
+    /// Counts for the log line at the end.
+    pub stats: Stats,
+}
+
+struct Open {
+    backup: Backup,
+    used: Instant,
+}
+
+/// What a session did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    /// Commands.
+    pub commands: u64,
+    /// Bodies received.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// MAILBOX lines entered.
+    pub mailboxes: u64,
+    /// Commands refused.
+    pub refused: u64,
+}
+
+impl Held {
+    /// Nothing held.
+    pub fn new(shared: Arc<Shared>) -> Held {
+        Held {
+            staging: Staging::new(&shared.staging, shared.config.backup_staging_max()),
+            open_max: shared.config.backup_open_max(),
+            shared,
+            open: Vec::new(),
+            named: Vec::new(),
+            promised: HashMap::new(),
+            complete: HashSet::new(),
+            stats: Stats::default(),
+        }
+    }
+
+    /// What all sessions share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The only owner bodies can belong to, if there is one.
+    pub fn expected(&self) -> Option<&str> {
+        match self.named.as_slice() {
+            [one] => Some(one),
+            _ => None,
+        }
+    }
+
+    /// The backup, opened and made if need be.
+    pub fn get(&mut self, key: &str) -> Result<&mut Backup> {
+        self.open.retain(|o| !o.backup.is_broken());
+        if let Some(i) = self.open.iter().position(|o| o.backup.key() == key) {
+            let o = self.open.remove(i);
+            self.open.push(o);
+        } else {
+            while self.open.len() >= self.open_max {
+                let oldest = self.open.remove(0);
+                self.finish(oldest);
+            }
+            let backup = self.shared.open(key)?;
+            self.open.push(Open {
+                backup,
+                used: Instant::now(),
+            });
+        }
+        let o = self
+            .open
+            .last_mut()
+            .ok_or_else(|| Error::new(Kind::Internal, "no backup is open"))?;
+        o.used = Instant::now();
+        Ok(&mut o.backup)
+    }
+
+    /// The backup, if this session holds it.
+    pub fn held(&self, key: &str) -> Option<&Backup> {
+        self.open
+            .iter()
+            .map(|o| &o.backup)
+            .find(|b| b.key() == key && !b.is_broken())
+    }
+
+    /// Asks a backup's index something: the one we hold, else a reader's. `None` without a backup.
+    pub fn ask<T>(
+        &self,
+        key: &str,
+        question: &mut dyn FnMut(&Index, &dyn LogFile) -> Result<T>,
+    ) -> Result<Option<T>> {
+        if let Some(backup) = self.held(key) {
+            return question(backup.index(), backup.file()).map(Some);
+        }
+        match self.shared.reader(key)? {
+            Some(reader) => question(reader.index(), reader.file()).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn finish(&mut self, o: Open) {
+        let key = o.backup.key().to_owned();
+        let begun = Instant::now();
+        match o.backup.finish() {
+            Ok(()) => log::debug!(
+                "backup closed user=<{key}> ms={}",
+                begun.elapsed().as_millis()
+            ),
+            Err(e) => log::error!("IOERROR: cannot close backup user=<{key}> error=<{e}>"),
+        }
+    }
+
+    /// Lets go of everything: RESTART, EXIT, the end.
+    pub fn release(&mut self) {
+        for o in std::mem::take(&mut self.open) {
+            self.finish(o);
+        }
+        self.staging.clear();
+        self.named.clear();
+        self.promised = HashMap::new();
+        self.complete.clear();
+    }
+
+    /// Seals backups that were not used for `idle`; what was promised stays.
+    pub fn release_idle(&mut self, idle: Duration) {
+        let (old, young): (Vec<_>, Vec<_>) = std::mem::take(&mut self.open)
+            .into_iter()
+            .partition(|o| o.used.elapsed() >= idle);
+        self.open = young;
+        for o in old {
+            self.finish(o);
+        }
+    }
+
+    /// Drops backups in which even undoing failed; the next use opens and recovers them.
+    pub fn drop_broken(&mut self) {
+        self.open.retain(|o| !o.backup.is_broken());
+    }
+
+    /// Whether any backup is held.
+    pub fn holds_any(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// Moves the pending bodies of one backup to staging.
+    pub fn evict(&mut self, key: &str) -> Result<()> {
+        let Some(i) = self.open.iter().position(|o| o.backup.key() == key) else {
+            return Ok(());
+        };
+        let staging = &mut self.staging;
+        self.open[i]
+            .backup
+            .evict(&mut |guid, partition, _size, read| {
+                if staging.has(guid) {
+                    return Ok(());
+                }
+                staging.begin();
+                let done = read(&mut |part| staging.data(part));
+                match done {
+                    Ok(()) => staging.end(guid, partition),
+                    Err(_) => staging.forget(),
+                }
+                done
+            })
+    }
+
+    /// Moves pending bodies to staging that stand in another log than `key`'s, if any of `wanted`
+    /// is among them.
+    pub fn gather(&mut self, key: &str, wanted: &HashSet<Guid>) -> Result<()> {
+        let mut from = Vec::new();
+        for o in &self.open {
+            let b = &o.backup;
+            if b.key() == key || b.pending() == 0 {
+                continue;
+            }
+            for guid in wanted {
+                if b.is_pending(*guid)? {
+                    from.push(b.key().to_owned());
+                    break;
+                }
+            }
+        }
+        for other in from {
+            self.evict(&other)?;
+        }
+        Ok(())
+    }
+
+    /// Whether any backup but `key`'s has pending bodies.
+    pub fn others_pending(&self, key: &str) -> bool {
+        self.open
+            .iter()
+            .any(|o| o.backup.key() != key && o.backup.pending() > 0)
+    }
+
+    /// Brings the staged and promised ones among `wanted` into the log of `key`, unless it has
+    /// them. What cannot be brought stays missing.
+    pub fn supply(&mut self, key: &str, wanted: &HashSet<Guid>) -> Result<()> {
+        let now = time::now();
+        for guid in wanted {
+            let staged = self.staging.has(*guid);
+            let promised = self.promised.get(guid).cloned();
+            if !staged {
+                // A promise is only needed where the backup itself has no body.
+                if promised.as_deref().is_none_or(|p| p == key) {
+                    continue;
+                }
+                if self.get(key)?.index().body(*guid)?.is_some() {
+                    continue;
+                }
+            } else if self.get(key)?.is_pending(*guid)? {
+                continue;
+            }
+            if staged {
+                let Some((partition, size)) =
+                    self.staging.head(*guid).map(|(p, s)| (p.to_owned(), s))
+                else {
+                    continue;
+                };
+                self.get(key)?;
+                let Some(o) = self.open.last_mut() else {
+                    continue;
+                };
+                o.backup
+                    .body_begin(partition.as_bytes(), *guid, size, now)?;
+                self.staging
+                    .read(*guid, &mut |part| o.backup.body_data(part))?;
+                o.backup.body_end()?;
+            } else if let Some(other) = promised {
+                self.copy(&other, key, *guid)?;
+            }
+        }
+        if let Some(b) = self.open.iter_mut().find(|o| o.backup.key() == key) {
+            b.backup.messages_end()?;
+        }
+        Ok(())
+    }
+
+    /// Copies one body from another backup by way of staging, so that a damaged one is noticed
+    /// before it is in the log.
+    fn copy(&mut self, from: &str, key: &str, guid: Guid) -> Result<()> {
+        let mut staging = std::mem::replace(
+            &mut self.staging,
+            Staging::new(&self.shared.staging, u64::MAX),
+        );
+        staging.begin();
+        let read = self.ask(from, &mut |index, file| {
+            let row = index.body(guid)?;
+            reader::body(index, file, guid, &mut |part| staging.data(part))?;
+            Ok(row.map(|r| r.partition))
+        });
+        match &read {
+            Ok(Some(partition)) => staging.end(guid, partition.as_deref().unwrap_or("default")),
+            _ => staging.forget(),
+        }
+        self.staging = staging;
+        match read {
+            Ok(Some(_)) => {
+                let wanted = HashSet::from([guid]);
+                self.promised.remove(&guid);
+                self.supply(key, &wanted)
+            }
+            Ok(None) => Ok(()),
+            Err(e) => {
+                // The promise is broken; the MAILBOX line will find the body missing.
+                log::warn!("cannot copy a body guid=<{guid}> from=<{from}> error=<{e}>");
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What all sessions share: configuration, names, catalogue, logins. Never changes.
+
+use super::auth::Authenticator;
+use crate::cyrus::config::Config;
+use crate::cyrus::mboxname::{MboxName, Namespace, Owner, canonical_userid};
+use crate::cyrus::partition::{Space, choose, dir_hash, file_stem};
+use crate::error::{Error, Kind, Result};
+use crate::store::backup::{Backup, Settings};
+use crate::store::catalog::Catalog;
+use crate::store::index;
+use crate::store::lock::{Create, DataLock, Wait};
+use crate::store::reader::{Reader, Stale};
+use crate::util::time;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Shared by all sessions.
+pub struct Shared {
+    /// imapd.conf.
+    pub config: Config,
+    /// How names are read.
+    pub ns: Namespace,
+    /// backups.db.
+    pub catalog: Catalog,
+    /// Logins.
+    pub auth: Authenticator,
+    /// How backups are written.
+    pub settings: Settings,
+    /// How long a locked backup is waited for.
+    pub lock_wait: Duration,
+    /// Where nameless files are made.
+    pub staging: PathBuf,
+}
+
+impl Shared {
+    /// Whose backup a mailbox belongs to.
+    pub fn owner_of(&self, mboxname: &str) -> Result<String> {
+        Ok(MboxName::parse(mboxname, &self.ns)?.owner().key())
+    }
+
+    /// The key of a userid from the wire.
+    pub fn user_key(&self, userid: &str) -> Result<String> {
+        Ok(Owner::User(canonical_userid(userid, &self.ns)?).key())
+    }
+
+    /// A reader of a backup; `None` if there is no such backup.
+    pub fn reader(&self, key: &str) -> Result<Option<Reader>> {
+        let Some(path) = self.catalog.lookup(key)? else {
+            return Ok(None);
+        };
+        match Reader::open(&path, Stale::Repair(self.settings)) {
+            Ok(reader) => Ok(Some(reader)),
+            Err(e) if e.kind() == Kind::Damaged => {
+                self.set_aside(key, &path, &e)?;
+                self.reader(key)
+            }
+            Err(e) if e.kind() == Kind::NotFound => Err(Error::new(
+                Kind::Io,
+                "a data file named in backups.db is missing; see cyr_backup rescan",
+            )
+            .because(e)
+            .for_user(key)),
+            Err(e) => Err(e.for_user(key)),
+        }
+    }
+
+    /// Opens a backup for writing, and makes it if there is none.
+    pub fn open(&self, key: &str) -> Result<Backup> {
+        let path = match self.catalog.lookup(key)? {
+            Some(path) => path,
+            None => self.catalog.create_with(key, || self.make(key))?,
+        };
+        let wait = Wait::For(self.lock_wait);
+        let opened = match Backup::open(&path, key, wait, Create::No, self.settings) {
+            Err(e) if e.kind() == Kind::Damaged => {
+                self.set_aside(key, &path, &e)?;
+                Backup::open(&path, key, wait, Create::No, self.settings)
+            }
+            opened => opened,
+        };
+        opened.map_err(|e| {
+            if e.kind() == Kind::NotFound {
+                e.with_kind(Kind::Io).for_user(key)
+            } else {
+                e.for_user(key)
+            }
+        })
+    }
+
+    /// Damage never refuses a write: a data file that cannot be read as a log is kept under another
+    /// name, and a successor begins, into which the sender's next run brings everything.
+    fn set_aside(&self, key: &str, path: &Path, why: &Error) -> Result<()> {
+        let lock = DataLock::acquire(path, Wait::For(self.lock_wait), Create::No)?;
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(format!(".damaged.{}", time::now_ms()));
+        let aside = PathBuf::from(aside);
+        std::fs::rename(path, &aside)
+            .map_err(|e| Error::io("cannot set aside", e).at(path).for_user(key))?;
+        log::error!(
+            "IOERROR: damaged backup set aside user=<{key}> filename=<{}> now=<{}> error=<{why}>",
+            path.display(),
+            aside.display()
+        );
+        drop(DataLock::acquire(path, Wait::No, Create::New)?);
+        index::remove(&index::path_of(path))?;
+        drop(lock);
+        Ok(())
+    }
+
+    /// Makes an empty data file for a new backup and returns its path.
+    fn make(&self, key: &str) -> Result<PathBuf> {
+        const LETTERS: &[u8; 62] =
+            b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
+        let mut random = [0; 14];
+        getrandom::fill(&mut random)
+            .map_err(|e| Error::new(Kind::Internal, "no random numbers").because(e.to_string()))?;
+        let mut number = [0; 8];
+        number.copy_from_slice(&random[..8]);
+        let partitions = self.config.backup_partitions();
+        let (_, dir) = choose(
+            &partitions,
+            &self.config.partition_select(),
+            |dir| {
+                std::fs::create_dir_all(dir)?;
+                crate::sys::fs::measure(dir).map(|m| Space {
+                    free_kib: m.free_kib,
+                    total_kib: m.total_kib,
+                    fsid: m.fsid,
+                })
+            },
+            u64::from_le_bytes(number),
+        )?;
+        let suffix: String = random[8..]
+            .iter()
+            .map(|b| char::from(LETTERS[usize::from(*b) % LETTERS.len()]))
+            .collect();
+        let folder = dir.join(dir_hash(key, self.config.fulldirhash()).to_string());
+        std::fs::create_dir_all(&folder)
+            .map_err(|e| Error::io("cannot make folder", e).at(&folder))?;
+        let path = folder.join(format!("{}_{suffix}", file_stem(key)));
+        drop(DataLock::acquire(&path, Wait::No, Create::New)?);
+        log::info!(
+            "backup created user=<{key}> filename=<{}> time={}",
+            path.display(),
+            time::now()
+        );
+        Ok(path)
+    }
+}

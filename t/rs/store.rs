@@ -1,0 +1,405 @@
+//! One backup on disk: what is acknowledged stays, what is torn is cut, what is lost comes back.
+
+use cyr_backup::cyrus::dlist::{Limits, Parser, Value};
+use cyr_backup::cyrus::guid::Guid;
+use cyr_backup::cyrus::sync::Record;
+use cyr_backup::error::Kind;
+use cyr_backup::store::backup::{Backup, MailboxResult, Settings};
+use cyr_backup::store::index;
+use cyr_backup::store::line::Line;
+use cyr_backup::store::lock::{Create, Wait};
+use cyr_backup::store::reader::{Reader, Stale, readable};
+use cyr_backup::store::spool::Spool;
+use cyr_backup::util::time::Timestamp;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const SETTINGS: Settings = Settings {
+    level: 1,
+    chunk_max: 1 << 20,
+};
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new() -> Dir {
+        let n = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("cyrbackup-store-{}-{n}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Dir(path)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.0.join("anna_abcdef")
+    }
+
+    fn open(&self) -> Backup {
+        Backup::open(
+            &self.data(),
+            "anna",
+            // A child of another test may hold a copy of the descriptor for a moment.
+            Wait::For(std::time::Duration::from_secs(10)),
+            Create::IfMissing,
+            SETTINGS,
+        )
+        .unwrap()
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn body(n: u32) -> Vec<u8> {
+    format!(
+        "From: a@b\r\nSubject: message {n}\r\n\r\n{}\r\n",
+        "text ".repeat(n as usize % 50)
+    )
+    .into_bytes()
+}
+
+fn send(backup: &mut Backup, body: &[u8], time: i64) -> Guid {
+    let guid = Guid::of(body);
+    backup
+        .body_begin(b"default", guid, body.len() as u64, Timestamp(time))
+        .unwrap();
+    backup.body_data(body).unwrap();
+    backup.body_end().unwrap();
+    guid
+}
+
+fn record(uid: u32, guid: Guid, size: usize) -> String {
+    format!(
+        "%(UID {uid} MODSEQ {uid} LAST_UPDATED 1 FLAGS () INTERNALDATE 2 SIZE {size} GUID {guid})"
+    )
+}
+
+fn mailbox(dir: &Dir, records: &[(u32, Guid, usize)], live: &[(u32, Guid, usize)]) -> Spool {
+    let mut crc = 0;
+    for (uid, guid, size) in live {
+        let text = format!("{}\r\n", record(*uid, *guid, *size));
+        let value = Parser::new(text.as_bytes(), Limits::default())
+            .value()
+            .unwrap();
+        crc ^= Record::from_value(value).unwrap().sums().record;
+    }
+    let last = live.iter().map(|r| r.0).max().unwrap_or(0);
+    let list: Vec<String> = records.iter().map(|(u, g, s)| record(*u, *g, *s)).collect();
+    let mut spool = Spool::new(&dir.0, 1 << 30);
+    spool
+        .append(
+            format!(
+                "%(UNIQUEID u1 MBOXNAME user.anna SYNC_CRC {crc} LAST_UID {last} \
+                 HIGHESTMODSEQ {last} RECENTUID 0 RECENTTIME 0 LAST_APPENDDATE 0 \
+                 POP3_LAST_LOGIN 0 UIDVALIDITY 7 PARTITION default ACL \"\" OPTIONS P \
+                 RECORD ({}))",
+                list.join(" ")
+            )
+            .as_bytes(),
+        )
+        .unwrap();
+    spool
+}
+
+fn deliver(dir: &Dir, backup: &mut Backup, all: &mut Vec<(u32, Guid, usize)>, n: u32, time: i64) {
+    let from = all.len();
+    for _ in 0..n {
+        let uid = all.len() as u32 + 1;
+        let body = body(uid);
+        let guid = send(backup, &body, time);
+        all.push((uid, guid, body.len()));
+    }
+    backup.messages_end().unwrap();
+    let spool = mailbox(dir, &all[from..], all);
+    let MailboxResult::Entered(outcome) =
+        backup.mailbox(&[], &spool, false, Timestamp(time)).unwrap()
+    else {
+        panic!("bodies were not referred to")
+    };
+    assert!(outcome.agrees && outcome.missing == 0);
+    backup.commit().unwrap();
+}
+
+fn sub(name: &str) -> Line {
+    Line::new(
+        "SUB",
+        &Value::kv([
+            ("USERID", Value::text("anna")),
+            ("MBOXNAME", Value::text(name)),
+        ]),
+    )
+}
+
+/// Everything the index says, as text, but what only describes the file.
+fn contents(path: &Path) -> String {
+    let out = Command::new("sqlite3")
+        .arg("-readonly")
+        .arg(index::path_of(path))
+        .arg(".dump")
+        .output();
+    match out {
+        Ok(out) if out.status.success() => String::from_utf8(out.stdout).unwrap(),
+        _ => String::new(),
+    }
+}
+
+fn check(dir: &Dir, all: &[(u32, Guid, usize)]) {
+    let reader = Reader::open(&dir.data(), Stale::Refuse).unwrap();
+    let row = reader.index().mailbox("u1").unwrap().unwrap();
+    let mut found = Vec::new();
+    reader
+        .index()
+        .records(row.id, Some(row.epoch), false, &mut |r| {
+            found.push((r.record.uid, r.record.guid, r.record.size as usize));
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(found, all);
+    let good = readable(reader.index(), reader.file(), all.iter().map(|r| r.1)).unwrap();
+    assert_eq!(
+        good.len(),
+        all.iter()
+            .map(|r| r.1)
+            .collect::<std::collections::HashSet<_>>()
+            .len()
+    );
+    for (uid, guid, _) in all {
+        let mut bytes = Vec::new();
+        reader
+            .body(*guid, &mut |part| {
+                bytes.extend_from_slice(part);
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(bytes, body(*uid));
+    }
+    // Plain gzip, whatever happened.
+    let gzip = Command::new("gzip")
+        .arg("-t")
+        .stdin(fs::File::open(dir.data()).unwrap())
+        .status();
+    assert!(gzip.unwrap().success());
+}
+
+#[test]
+fn what_was_committed_is_there_sealed_or_not() {
+    let dir = Dir::new();
+    let mut all = Vec::new();
+    for round in 0..6 {
+        let mut backup = dir.open();
+        deliver(&dir, &mut backup, &mut all, 5, 1000 + round);
+        backup
+            .append(&[sub(&format!("user.anna.{round}"))], Timestamp(1000))
+            .unwrap();
+        if round % 2 == 0 {
+            backup.finish().unwrap();
+        } else {
+            // As after a kill: the member stays open, bodies without owner behind it.
+            send(&mut backup, b"nobody's", 2000);
+            drop(backup);
+        }
+        drop(dir.open());
+        check(&dir, &all);
+    }
+    let reader = Reader::open(&dir.data(), Stale::Refuse).unwrap();
+    assert_eq!(reader.index().subscriptions(false).unwrap().len(), 6);
+    let mut plain = Vec::new();
+    std::io::Read::read_to_end(
+        &mut Command::new("zcat")
+            .stdin(fs::File::open(dir.data()).unwrap())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+            .stdout
+            .unwrap(),
+        &mut plain,
+    )
+    .unwrap();
+    assert!(!plain.windows(8).any(|w| w == b"nobody's"));
+}
+
+#[test]
+fn a_rebuilt_index_equals_the_live_one() {
+    let dir = Dir::new();
+    let mut all = Vec::new();
+    for round in 0..4 {
+        let mut backup = dir.open();
+        deliver(&dir, &mut backup, &mut all, 30, 1000 + round);
+        let quota = Value::kv([
+            ("ROOT", Value::text("user.anna")),
+            ("LIMIT", Value::num(round)),
+        ]);
+        let script = Value::kv([
+            ("USERID", Value::text("anna")),
+            ("FILENAME", Value::text("a.script")),
+            ("LAST_UPDATE", Value::num(round)),
+            ("CONTENT", Value::text(format!("keep;\r\n#{round}\r\n"))),
+        ]);
+        backup
+            .append(
+                &[
+                    Line::private("QUOTA", quota),
+                    Line::new("SIEVE", &script),
+                    sub("user.x"),
+                ],
+                Timestamp(1001 + round),
+            )
+            .unwrap();
+        backup.finish().unwrap();
+    }
+    let before = contents(&dir.data());
+    index::remove(&index::path_of(&dir.data())).unwrap();
+    drop(dir.open());
+    let after = contents(&dir.data());
+    assert_eq!(before, after);
+    check(&dir, &all);
+}
+
+#[test]
+fn a_log_cut_anywhere_opens_and_keeps_what_lies_before() {
+    let dir = Dir::new();
+    let mut all = Vec::new();
+    let mut backup = dir.open();
+    deliver(&dir, &mut backup, &mut all, 3, 1000);
+    backup.finish().unwrap();
+    let first = fs::metadata(dir.data()).unwrap().len();
+    let mut backup = dir.open();
+    deliver(&dir, &mut backup, &mut all, 3, 1001);
+    drop(backup);
+    let whole = fs::read(dir.data()).unwrap();
+    for cut in (0..whole.len()).step_by(7) {
+        fs::write(dir.data(), &whole[..cut]).unwrap();
+        // The index knows more than the log has: it is built anew.
+        drop(dir.open());
+        let backup = dir.open();
+        let known = backup.index().totals().unwrap();
+        if cut as u64 >= first {
+            assert!(known.records >= 3, "cut at {cut}");
+        }
+        drop(backup);
+        let gzip = Command::new("gzip")
+            .arg("-t")
+            .arg("-S")
+            .arg("")
+            .stdin(fs::File::open(dir.data()).unwrap())
+            .output()
+            .unwrap();
+        assert!(
+            gzip.status.success() || fs::metadata(dir.data()).unwrap().len() == 0,
+            "cut at {cut}"
+        );
+    }
+}
+
+#[test]
+fn an_abort_leaves_no_trace() {
+    let dir = Dir::new();
+    let mut all = Vec::new();
+    let mut backup = dir.open();
+    deliver(&dir, &mut backup, &mut all, 3, 1000);
+    let len = fs::metadata(dir.data()).unwrap().len();
+    for n in 0..50 {
+        send(&mut backup, &vec![n; 100_000], 1001);
+    }
+    backup.abort();
+    assert_eq!(fs::metadata(dir.data()).unwrap().len(), len);
+    deliver(&dir, &mut backup, &mut all, 3, 1002);
+    backup.finish().unwrap();
+    check(&dir, &all);
+}
+
+#[test]
+fn bodies_nobody_refers_to_are_handed_back() {
+    let dir = Dir::new();
+    let mut backup = dir.open();
+    let mine = send(&mut backup, b"mine", 1000);
+    let other = send(&mut backup, b"other", 1000);
+    backup.messages_end().unwrap();
+    let spool = mailbox(&dir, &[(1, mine, 4)], &[(1, mine, 4)]);
+    let result = backup.mailbox(&[], &spool, false, Timestamp(1000)).unwrap();
+    assert!(matches!(result, MailboxResult::Unreferred));
+    let mut evicted = Vec::new();
+    backup
+        .evict(&mut |guid, partition, size, read| {
+            let mut bytes = Vec::new();
+            read(&mut |part| {
+                bytes.extend_from_slice(part);
+                Ok(())
+            })?;
+            assert_eq!(partition, "default");
+            assert_eq!(bytes.len() as u64, size);
+            evicted.push((guid, bytes));
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(
+        evicted,
+        [(mine, b"mine".to_vec()), (other, b"other".to_vec())]
+    );
+    assert_eq!(fs::metadata(dir.data()).unwrap().len(), 0);
+}
+
+#[test]
+fn a_lost_middle_marks_what_it_held() {
+    let dir = Dir::new();
+    let mut all = Vec::new();
+    let mut ends = Vec::new();
+    for round in 0..3 {
+        let mut backup = dir.open();
+        deliver(&dir, &mut backup, &mut all, 3, 1000 + round);
+        backup.finish().unwrap();
+        ends.push(fs::metadata(dir.data()).unwrap().len() as usize);
+    }
+    let mut bytes = fs::read(dir.data()).unwrap();
+    let middle = (ends[0] + ends[1]) / 2;
+    bytes[middle..middle + 8].fill(0xff);
+    fs::write(dir.data(), &bytes).unwrap();
+    index::remove(&index::path_of(&dir.data())).unwrap();
+    let backup = dir.open();
+    let marks = backup.index().marks().unwrap();
+    assert_eq!(marks.len(), 1, "{marks:?}");
+    // The last chunk's bodies are there all the same.
+    assert!(backup.index().body(all[8].1).unwrap().is_some());
+    drop(backup);
+    // The mark is in the log, not only in the index.
+    index::remove(&index::path_of(&dir.data())).unwrap();
+    let backup = dir.open();
+    assert_eq!(backup.index().marks().unwrap().len(), 1);
+}
+
+#[test]
+fn a_foreign_file_is_refused_and_untouched() {
+    let dir = Dir::new();
+    fs::write(dir.data(), b"this is no log at all, but somebody's file").unwrap();
+    let e = Backup::open(&dir.data(), "anna", Wait::No, Create::No, SETTINGS)
+        .err()
+        .unwrap();
+    assert_eq!(e.kind(), Kind::Damaged);
+    assert_eq!(
+        fs::read(dir.data()).unwrap(),
+        b"this is no log at all, but somebody's file"
+    );
+}
+
+#[test]
+fn a_stale_index_of_another_log_is_not_believed() {
+    let dir = Dir::new();
+    let mut all = Vec::new();
+    let mut backup = dir.open();
+    deliver(&dir, &mut backup, &mut all, 3, 1000);
+    backup.finish().unwrap();
+    let other = Dir::new();
+    let mut none = Vec::new();
+    let mut backup = other.open();
+    deliver(&other, &mut backup, &mut none, 9, 1000);
+    backup.finish().unwrap();
+    fs::copy(index::path_of(&other.data()), index::path_of(&dir.data())).unwrap();
+    drop(dir.open());
+    check(&dir, &all);
+}
