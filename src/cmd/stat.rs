@@ -7,7 +7,7 @@ use super::output::{Out, number, plain, when};
 use super::select::{self, Chosen, Select};
 use super::{Context, Job, Outcome};
 use crate::error::Result;
-use crate::store::index;
+use crate::store::index::{self, ChunkRow};
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
 
@@ -41,8 +41,12 @@ fn row(chosen: &Chosen, c: &Context) -> Result<Value> {
     let totals = index.totals()?;
     let chunks = index.chunks()?;
     // Of sealed chunks only: of an open one the index knows no lengths.
-    let stored: u64 = chunks.iter().filter_map(|k| k.length).sum();
-    let plain: u64 = chunks.iter().filter_map(|k| k.plain_length).sum();
+    let sum = |of: fn(&ChunkRow) -> Option<u64>| {
+        let lengths = chunks.iter().filter_map(of);
+        lengths.fold(0, u64::saturating_add)
+    };
+    let stored = sum(|k| k.length);
+    let plain = sum(|k| k.plain_length);
     let ratio = (stored > 0).then(|| (plain as f64 / stored as f64 * 100.0).round() / 100.0);
     Ok(json!({
         "userid": view.key,

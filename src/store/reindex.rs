@@ -277,9 +277,9 @@ fn line<R: io::BufRead>(
 }
 
 /// SHA-256 of a stretch of the file.
-pub(super) fn hash(file: &dyn LogFile, offset: u64, len: u64) -> Result<[u8; 32]> {
+pub(crate) fn hash(file: &dyn LogFile, offset: u64, len: u64) -> Result<[u8; 32]> {
     let mut hasher = Sha256::new();
-    let mut reader = FileReader::until(file, offset, offset + len);
+    let mut reader = FileReader::until(file, offset, offset.saturating_add(len));
     let mut buf = vec![0; 64 * 1024];
     loop {
         match reader.read(&mut buf) {

@@ -1,6 +1,6 @@
 //! Store and server through the library.
 mod imapd_conf;
-
 mod log;
+mod looking;
 mod store;
 mod twoskip;

@@ -14,7 +14,8 @@ mod write;
 pub use apply::{Lines, apply_line};
 pub use mailbox::{MailboxApply, MailboxOutcome, Mode};
 pub use read::{
-    ChunkRow, Counts, MailboxRow, MessageRow, RecordRow, SeenRow, SieveRow, SubscriptionRow, Totals,
+    AnnotationRow, ChunkRow, Counts, MailboxRow, MessageRow, RecordRow, SeenRow, SieveRow,
+    SubscriptionRow, Totals,
 };
 pub use write::Pending;
 

@@ -136,6 +136,19 @@ pub struct SieveRow {
     pub deleted: Option<i64>,
 }
 
+/// An annotation kept outside mailboxes.
+#[derive(Clone, Debug)]
+pub struct AnnotationRow {
+    /// Internal name; empty for the server.
+    pub mboxname: String,
+    /// Its name.
+    pub entry: String,
+    /// Whose it is; empty for everybody's.
+    pub userid: String,
+    /// Any bytes.
+    pub value: Vec<u8>,
+}
+
 /// Numbers about a backup.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
@@ -492,13 +505,20 @@ impl Index {
         )
     }
 
-    /// All of them: mailbox name, empty for the server; entry, userid, value.
-    pub fn all_annotations(&self) -> Result<Vec<(String, String, String, Vec<u8>)>> {
+    /// All of them, by mailbox.
+    pub fn all_annotations(&self) -> Result<Vec<AnnotationRow>> {
         self.all(
             "SELECT mboxname, entry, userid, value FROM annotation
              WHERE removed IS NULL ORDER BY mboxname, entry, userid",
             [],
-            |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)),
+            |r| {
+                Ok(AnnotationRow {
+                    mboxname: r.get(0)?,
+                    entry: r.get(1)?,
+                    userid: r.get(2)?,
+                    value: r.get(3)?,
+                })
+            },
         )
     }
 
