@@ -135,8 +135,7 @@ def untouched(rig):
         for user, path in rig.to.data_files().items():
             with sqlite3.connect(path + ".index") as index:
                 found[user] = list(index.iterdump())
-                found[user].append(index.execute("pragma user_version").fetchone())
-            index.close()
+                index.close()
             for suffix in ("", "-wal", "-shm"):
                 if os.path.exists(path + ".index" + suffix):
                     sandbox.owned(path + ".index" + suffix)
@@ -149,7 +148,7 @@ def untouched(rig):
     after = whole()
     rig.to.start()
     for user in before:
-        expect(before[user] == after[user], "the index of " + user)
+        expect(before[user] == after[user], "the index of " + user, [str(x) for x in zip(before[user], after[user]) if x[0] != x[1]][:5])
     rig.whole("anna", "bert")
 
 

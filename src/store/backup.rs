@@ -10,7 +10,7 @@
 //! states: `doc/design.md`.
 
 use super::file::LogFile;
-use super::index::{Index, Lines, MailboxOutcome, apply_line};
+use super::index::{Index, Lines, MailboxOutcome, Place, apply_line};
 use super::line::{Line, prefix};
 use super::lock::{Create, DataLock, Wait};
 use super::log::{Checkpoint, Log};
@@ -76,6 +76,13 @@ struct Body {
     start: Vec<u8>,
     written: u64,
 }
+
+/// Takes bytes in pieces.
+pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
+
+/// Takes a pending body: message, partition, size, and what reads its bytes into a sink.
+pub type EachBody<'a> =
+    dyn FnMut(Guid, &str, u64, &mut dyn FnMut(&mut Sink<'_>) -> Result<()>) -> Result<()> + 'a;
 
 /// What a MAILBOX line did.
 #[derive(Debug)]
@@ -276,9 +283,11 @@ impl Backup {
             line.name.as_bytes(),
             &mut parser,
             stamp,
-            chunk,
-            at,
-            offset,
+            Place {
+                chunk_id: chunk,
+                line: offset,
+                origin: at,
+            },
         )?;
         self.index.touch_chunk(chunk, stamp)?;
         Ok(done)
@@ -386,9 +395,11 @@ impl Backup {
             b"MAILBOX",
             &mut parser,
             stamp,
-            chunk,
-            at,
-            offset,
+            Place {
+                chunk_id: chunk,
+                line: offset,
+                origin: at,
+            },
         )?
         .ok_or_else(|| Error::new(Kind::Internal, "a MAILBOX line without an outcome"))?;
         self.index.touch_chunk(chunk, stamp)?;
@@ -603,29 +614,13 @@ impl Backup {
 
     /// Hands every pending body to `each` (message, partition, then its bytes in pieces), then
     /// undoes the unit: the log is as at the last durable point.
-    pub fn evict(
-        &mut self,
-        each: &mut dyn FnMut(
-            Guid,
-            &str,
-            u64,
-            &mut dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
-        ) -> Result<()>,
-    ) -> Result<()> {
+    pub fn evict(&mut self, each: &mut EachBody<'_>) -> Result<()> {
         let done = self.evict_inner(each);
         self.abort();
         done
     }
 
-    fn evict_inner(
-        &mut self,
-        each: &mut dyn FnMut(
-            Guid,
-            &str,
-            u64,
-            &mut dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
-        ) -> Result<()>,
-    ) -> Result<()> {
+    fn evict_inner(&mut self, each: &mut EachBody<'_>) -> Result<()> {
         let Some(unit) = &self.unit else {
             return Ok(());
         };

@@ -7,7 +7,7 @@
 
 use super::file::{FileReader, LogFile};
 use super::gzip::{MemberEnd, MemberReader, find_next_member};
-use super::index::{Index, Lines, apply_line};
+use super::index::{Index, Lines, Place, apply_line};
 use super::line::CHUNK_START;
 use crate::cyrus::dlist::{Limits, Parser, Why};
 use crate::error::{Error, Kind, Result};
@@ -266,7 +266,12 @@ fn line<R: io::BufRead>(
         Some(id) => id,
         None => *chunk.insert(index.begin_chunk(member, time)?),
     };
-    apply_line(index, lines, &name, parser, time, id, 0, at)?;
+    let place = Place {
+        chunk_id: id,
+        line: at,
+        origin: 0,
+    };
+    apply_line(index, lines, &name, parser, time, place)?;
     parser.end_line().map_err(|e| match e.why {
         Why::Eof => e.into(),
         _ => Error::new(Kind::Damaged, "a line goes on after its value"),

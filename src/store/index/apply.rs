@@ -23,25 +23,32 @@ fn bad(what: &str) -> Error {
     Error::new(Kind::Damaged, format!("line without a good {what}"))
 }
 
-/// Enters the line whose value stands before the parser. `at` is the offset, in the plain text
-/// of chunk `chunk_id`, of the parser's byte 0; `position` is the line's own. MAILBOX lines
-/// return what was found.
+/// Where a line stands: offsets in the plain text of its chunk.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The chunk.
+    pub chunk_id: i64,
+    /// The line's beginning.
+    pub line: u64,
+    /// What the parser counts as its byte 0.
+    pub origin: u64,
+}
+
+/// Enters the line whose value stands before the parser. MAILBOX lines return what was found.
 pub fn apply_line<R: BufRead>(
     index: &Index,
     lines: &mut Lines,
     name: &[u8],
     parser: &mut Parser<R>,
     time: Timestamp,
-    chunk_id: i64,
-    at: u64,
-    line_offset: u64,
+    place: Place,
 ) -> Result<Option<MailboxOutcome>> {
-    let position = (chunk_id << 40) | (line_offset & ((1 << 40) - 1)) as i64;
+    let position = (place.chunk_id << 40) | (place.line & ((1 << 40) - 1)) as i64;
     match name {
         b"MAILBOX" => {
             return mailbox(index, lines, parser, time, position).map(Some);
         }
-        b"MESSAGE" => messages(index, parser, time, chunk_id, at)?,
+        b"MESSAGE" => messages(index, parser, time, place)?,
         b"UNMAILBOX" => {
             let v = parser.value()?;
             index.unmailbox(v.as_str().ok_or_else(|| bad("name"))?, time)?;
@@ -152,8 +159,7 @@ fn messages<R: BufRead>(
     index: &Index,
     parser: &mut Parser<R>,
     time: Timestamp,
-    chunk_id: i64,
-    at: u64,
+    place: Place,
 ) -> Result<()> {
     if !matches!(parser.start()?, Start::List) {
         return Err(bad("MESSAGE"));
@@ -161,7 +167,7 @@ fn messages<R: BufRead>(
     while parser.list_next()? {
         match parser.start()? {
             Start::File(head) => {
-                let offset = at + parser.position();
+                let offset = place.origin + parser.position();
                 let mut start = Vec::new();
                 parser.body(head.size, &mut |part| {
                     let room = LOOKED_AT - start.len();
@@ -170,7 +176,7 @@ fn messages<R: BufRead>(
                 })?;
                 index.message(
                     head.guid,
-                    chunk_id,
+                    place.chunk_id,
                     offset,
                     head.size,
                     &String::from_utf8_lossy(&head.partition),

@@ -11,7 +11,7 @@ mod read;
 mod schema;
 mod write;
 
-pub use apply::{Lines, apply_line};
+pub use apply::{Lines, Place, apply_line};
 pub use mailbox::{MailboxApply, MailboxOutcome, Mode};
 pub use read::{
     AnnotationRow, ChunkRow, Counts, MailboxRow, MessageRow, RecordRow, SeenRow, SieveRow,
@@ -77,7 +77,13 @@ impl Index {
 
     /// Opens for writing. `NeedsReindex` if it is missing, foreign, or of an unknown version.
     pub fn open(path: &Path) -> Result<Index> {
-        Index::open_with(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+        let index = Index::open_with(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        // An old tool may have switched it off in passing.
+        index
+            .conn
+            .query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
+            .map_err(|e| index.error(e))?;
+        Ok(index)
     }
 
     /// Opens for reading; the same errors.
@@ -106,10 +112,10 @@ impl Index {
         if number("application_id")? != schema::APPLICATION_ID {
             return Err(Error::new(Kind::NeedsReindex, "not an index of ours").at(path));
         }
-        let version = number("user_version")?;
-        if version != schema::VERSION {
+        let version = index.meta_number("schema")?;
+        if version != Some(schema::VERSION) {
             return Err(
-                Error::new(Kind::NeedsReindex, format!("index version {version}")).at(path),
+                Error::new(Kind::NeedsReindex, format!("index version {version:?}")).at(path),
             );
         }
         Ok(index)

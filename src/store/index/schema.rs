@@ -4,9 +4,9 @@
 /// `CyBk`: says at once that the file is ours.
 pub const APPLICATION_ID: i64 = 0x4379_426b;
 
-/// The schema's version. A new one is read as it is or migrated in place. It begins far above the
-/// old tools' versions, which otherwise try to upgrade what they find.
-pub const VERSION: i64 = 1001;
+/// The schema's version, kept in the meta table: `user_version` is high, so that the old tools do
+/// not try to upgrade what they find, but they write their own number there all the same.
+pub const VERSION: i64 = 1;
 
 /// Settings of every connection. Small caches; large transactions spill.
 pub const SETTINGS: &str = "
@@ -22,9 +22,10 @@ pub const CREATE: &str = "
     BEGIN;
     PRAGMA application_id = 0x4379426b;
     PRAGMA user_version = 1001;
-    -- generation: of the log; acknowledged: file length at the last durable point; stamp: last one
+    -- schema: version of these tables; generation: of the log; acknowledged: file length at the last durable point; stamp: last one
     -- printed; key: whose backup this is; created
     CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+    INSERT INTO meta VALUES ('schema', 1);
     -- length, plain_length and sha256 are NULL while the member is open
     CREATE TABLE chunk (
         id INTEGER PRIMARY KEY,
@@ -99,6 +100,29 @@ pub const CREATE: &str = "
     CREATE TABLE resync (
         uniqueid TEXT PRIMARY KEY, level INTEGER NOT NULL, why TEXT NOT NULL, time INTEGER NOT NULL
     ) WITHOUT ROWID;
+    -- We never delete a record or a message, and never alter what a sender stated of one: whoever
+    -- does puts the mailbox in doubt.
+    CREATE TRIGGER record_taken AFTER DELETE ON record BEGIN
+        INSERT OR REPLACE INTO resync
+        SELECT uniqueid, 1, 'records were taken out of the index', OLD.changed
+        FROM mailbox WHERE id = OLD.mailbox_id;
+    END;
+    CREATE TRIGGER record_altered
+    AFTER UPDATE OF epoch, uid, modseq, last_updated, internaldate, size, guid, flags,
+        annotations, extra ON record
+    BEGIN
+        INSERT OR REPLACE INTO resync
+        SELECT uniqueid, 1, 'records were altered in the index', OLD.changed
+        FROM mailbox WHERE id = OLD.mailbox_id;
+    END;
+    CREATE TRIGGER message_taken AFTER DELETE ON message BEGIN
+        INSERT OR REPLACE INTO resync
+        SELECT uniqueid, 1, 'messages were taken out of the index', OLD.time
+        FROM mailbox WHERE EXISTS (
+            SELECT 1 FROM record
+            WHERE mailbox_id = mailbox.id AND guid = OLD.guid AND expunged IS NULL
+        );
+    END;
     CREATE TABLE subscription (
         mboxname TEXT PRIMARY KEY, time INTEGER NOT NULL, unsubscribed INTEGER
     ) WITHOUT ROWID;
@@ -136,6 +160,6 @@ mod tests {
     #[test]
     fn constants_stand_in_the_schema() {
         assert!(CREATE.contains(&format!("application_id = {APPLICATION_ID:#x}")));
-        assert!(CREATE.contains(&format!("user_version = {VERSION}")));
+        assert!(CREATE.contains(&format!("('schema', {VERSION})")));
     }
 }
