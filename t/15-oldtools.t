@@ -135,7 +135,7 @@ def untouched(rig):
         for user, path in rig.to.data_files().items():
             with sqlite3.connect(path + ".index") as index:
                 found[user] = list(index.iterdump())
-                index.close()
+            index.close()
             for suffix in ("", "-wal", "-shm"):
                 if os.path.exists(path + ".index" + suffix):
                     sandbox.owned(path + ".index" + suffix)
