@@ -26,6 +26,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// A manifest lists at least so many members.
+const MANIFEST_EVERY: i64 = 16;
+
 /// How a backup is written.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -64,6 +67,7 @@ struct Unit {
     log: Checkpoint,
     chunk: Option<i64>,
     stamp: i64,
+    clock: i64,
     /// What becomes pending stands at or behind this.
     from: (i64, u64),
 }
@@ -209,16 +213,53 @@ impl Backup {
                 log,
                 chunk: self.chunk,
                 stamp: self.stamp,
+                clock: self.lines.clock,
                 from,
             });
             self.lines = Lines {
                 complete: None,
                 waiting: Some(from),
+                clock: self.lines.clock,
             };
         }
         if self.chunk.is_none() {
             self.begin_chunk(now)?;
         }
+        self.clock(now)
+    }
+
+    /// States the true time when the printed one is off by more than a second: it never goes back.
+    fn clock(&mut self, now: Timestamp) -> Result<()> {
+        let off = now.0 - self.stamp.max(now.0);
+        if (off - self.lines.clock).abs() <= 1 {
+            return Ok(());
+        }
+        let fact = Value::kv([("TIME", Value::num(now.0 * 1000))]);
+        self.put(&Line::private("CLOCK", fact), now)?;
+        Ok(())
+    }
+
+    /// Lists the members sealed since the last manifest, when there are enough of them.
+    fn manifest(&mut self, now: Timestamp) -> Result<()> {
+        let listed = self.index.meta_number("manifest")?.unwrap_or(0);
+        let chunk = self.chunk_id()?;
+        if chunk - 1 - listed < MANIFEST_EVERY {
+            return Ok(());
+        }
+        let mut members = Vec::new();
+        let mut from = None;
+        for row in self.index.chunks_after(listed)? {
+            if let (Some(length), Some(sha256)) = (row.length, &row.sha256) {
+                from.get_or_insert(row.offset);
+                members.push(Value::num(length));
+                members.push(Value::text(hex::encode(sha256)));
+            }
+        }
+        let fact = Value::kv([
+            ("FROM", Value::num(from.unwrap_or(0))),
+            ("MEMBERS", Value::List(members)),
+        ]);
+        self.put(&Line::private("MANIFEST", fact), now)?;
         Ok(())
     }
 
@@ -227,6 +268,7 @@ impl Backup {
         let stamp = self.next_stamp(now);
         let first = self.log.member_offset() == 0;
         self.chunk = Some(self.index.begin_chunk(self.log.member_offset(), stamp)?);
+        self.lines.clock = 0;
         if first {
             let mut id = [0; 8];
             getrandom::fill(&mut id).map_err(|e| {
@@ -242,7 +284,7 @@ impl Backup {
             );
             self.put(&line, now)?;
         }
-        Ok(())
+        self.manifest(now)
     }
 
     /// The printed time never goes backwards.
@@ -306,13 +348,16 @@ impl Backup {
         }
         self.begin(now)?;
         for line in lines {
+            if self.chunk.is_none() {
+                self.begin_chunk(now)?;
+                self.clock(now)?;
+            }
             if line.has_literal {
                 self.own_member(now)?;
             }
             self.put(line, now)?;
             if line.has_literal {
                 self.end_chunk()?;
-                self.begin_chunk(now)?;
             }
         }
         Ok(())
@@ -323,6 +368,7 @@ impl Backup {
         if self.log.plain_position() > super::line::CHUNK_START.len() as u64 {
             self.end_chunk()?;
             self.begin_chunk(now)?;
+            self.clock(now)?;
         }
         Ok(())
     }
@@ -449,6 +495,7 @@ impl Backup {
         self.body = None;
         self.chunk = unit.chunk;
         self.stamp = unit.stamp;
+        self.lines.clock = unit.clock;
         if let Err(e) = self.log.rewind(&unit.log) {
             log::error!(
                 "IOERROR: cannot cut the log back filename=<{}> error=<{e}>",
@@ -514,6 +561,7 @@ impl Backup {
             self.messages_end_inner()?;
             self.end_chunk()?;
             self.begin_chunk(now)?;
+            self.clock(now)?;
         }
         let mut head = Vec::new();
         match &mut self.in_messages {
@@ -577,7 +625,7 @@ impl Backup {
             body.size,
             &body.partition,
             &Envelope::read(&body.start),
-            Timestamp(self.stamp),
+            Timestamp(self.stamp + self.lines.clock),
         )?;
         if !again {
             self.pending += 1;

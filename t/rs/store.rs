@@ -28,7 +28,14 @@ struct Dir(PathBuf);
 impl Dir {
     fn new() -> Dir {
         let n = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("cyrbackup-store-{}-{n}", std::process::id()));
+        // fsync is not the subject.
+        let shm = PathBuf::from("/dev/shm");
+        let base = if shm.is_dir() {
+            shm
+        } else {
+            std::env::temp_dir()
+        };
+        let path = base.join(format!("cyrbackup-store-{}-{n}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
         Dir(path)
     }
@@ -402,4 +409,102 @@ fn a_stale_index_of_another_log_is_not_believed() {
     fs::copy(index::path_of(&other.data()), index::path_of(&dir.data())).unwrap();
     drop(dir.open());
     check(&dir, &all);
+}
+
+#[test]
+fn a_clock_that_goes_back_is_told_in_the_log() {
+    let dir = Dir::new();
+    let mut backup = dir.open();
+    backup.append(&[sub("one")], Timestamp(5000)).unwrap();
+    backup.append(&[sub("two")], Timestamp(1000)).unwrap();
+    backup.append(&[sub("three")], Timestamp(1003)).unwrap();
+    backup.finish().unwrap();
+    let mut backup = dir.open();
+    backup.append(&[sub("four")], Timestamp(2000)).unwrap();
+    backup.append(&[sub("five")], Timestamp(6000)).unwrap();
+    backup.finish().unwrap();
+    let times = |backup: &Backup| -> Vec<(String, i64)> {
+        let rows = backup.index().subscriptions(false).unwrap();
+        rows.into_iter().map(|s| (s.mboxname, s.time)).collect()
+    };
+    let backup = dir.open();
+    let live = times(&backup);
+    drop(backup);
+    let want = [
+        ("five", 6000),
+        ("four", 2000),
+        ("one", 5000),
+        ("three", 1003),
+        ("two", 1000),
+    ];
+    assert_eq!(live, want.map(|(n, t)| (n.to_string(), t)));
+    let before = contents(&dir.data());
+    index::remove(&index::path_of(&dir.data())).unwrap();
+    let backup = dir.open();
+    assert_eq!(times(&backup), live);
+    drop(backup);
+    assert_eq!(contents(&dir.data()), before);
+    let zcat = Command::new("zcat")
+        .stdin(fs::File::open(dir.data()).unwrap())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(zcat.stdout).unwrap();
+    let stamps: Vec<i64> = text
+        .lines()
+        .filter_map(|l| l.split(' ').next()?.parse().ok())
+        .collect();
+    assert!(stamps.is_sorted(), "{stamps:?}");
+}
+
+#[test]
+fn many_members_are_listed_in_manifests() {
+    use sha2::{Digest, Sha256};
+    let dir = Dir::new();
+    for n in 0..40 {
+        let mut backup = dir.open();
+        backup
+            .append(&[sub(&format!("m{n}"))], Timestamp(1000 + n))
+            .unwrap();
+        backup.finish().unwrap();
+    }
+    let bytes = fs::read(dir.data()).unwrap();
+    let zcat = Command::new("zcat")
+        .stdin(fs::File::open(dir.data()).unwrap())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(zcat.stdout).unwrap();
+    let mut at = 0;
+    let mut manifests = 0;
+    for line in text.lines().filter(|l| l.contains("MANIFEST")) {
+        let from: usize = line
+            .split("FROM ")
+            .nth(1)
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
+        assert_eq!(from, at);
+        let list = line
+            .split("MEMBERS (")
+            .nth(1)
+            .unwrap()
+            .split(')')
+            .next()
+            .unwrap();
+        let words: Vec<&str> = list.split(' ').collect();
+        for pair in words.chunks(2) {
+            let len: usize = pair[0].parse().unwrap();
+            let hash = Sha256::digest(&bytes[at..at + len]);
+            assert_eq!(pair[1], cyr_backup::util::hex::encode(&hash));
+            at += len;
+        }
+        manifests += 1;
+    }
+    assert_eq!(manifests, 2);
+    let before = contents(&dir.data());
+    index::remove(&index::path_of(&dir.data())).unwrap();
+    drop(dir.open());
+    assert_eq!(contents(&dir.data()), before);
 }

@@ -17,6 +17,8 @@ pub struct Lines {
     pub complete: Option<(String, i64)>,
     /// Bodies at or behind this (chunk, offset) wait for a reference.
     pub waiting: Option<(i64, u64)>,
+    /// True time less printed time, in seconds, as the last CLOCK fact of the chunk said.
+    pub clock: i64,
 }
 
 fn bad(what: &str) -> Error {
@@ -34,15 +36,16 @@ pub struct Place {
     pub origin: u64,
 }
 
-/// Enters the line whose value stands before the parser. MAILBOX lines return what was found.
+/// Enters the line whose value stands before the parser; `stamp` is its printed time. MAILBOX lines return what was found.
 pub fn apply_line<R: BufRead>(
     index: &Index,
     lines: &mut Lines,
     name: &[u8],
     parser: &mut Parser<R>,
-    time: Timestamp,
+    stamp: Timestamp,
     place: Place,
 ) -> Result<Option<MailboxOutcome>> {
+    let time = Timestamp(stamp.0 + lines.clock);
     let position = (place.chunk_id << 40) | (place.line & ((1 << 40) - 1)) as i64;
     match name {
         b"MAILBOX" => {
@@ -75,7 +78,15 @@ pub fn apply_line<R: BufRead>(
             let v = parser.value()?;
             if let Some(facts) = v.get(PRIVATE).and_then(Value::as_kv) {
                 for (key, fact) in facts {
-                    private(index, lines, key, fact, time, position)?;
+                    match key.as_slice() {
+                        b"CLOCK" => {
+                            let true_ms = fact.get("TIME").and_then(Value::as_u64);
+                            let true_ms = true_ms.ok_or_else(|| bad("CLOCK"))? as i64;
+                            lines.clock = true_ms / 1000 - stamp.0;
+                        }
+                        b"MANIFEST" => index.set_meta("manifest", place.chunk_id - 1)?,
+                        _ => private(index, lines, key, fact, time, position)?,
+                    }
                 }
             }
         }
@@ -264,7 +275,7 @@ fn private(
             fact.get("USERID").and_then(Value::as_str).unwrap_or(""),
             time,
         )?,
-        // CLOCK and MANIFEST are for whoever walks the log; facts of later versions too.
+        // Facts of later versions.
         _ => {}
     }
     Ok(())

@@ -393,6 +393,15 @@ impl Index {
         self.all(&format!("{CHUNK} ORDER BY id"), [], chunk_row)
     }
 
+    /// The chunks behind a number.
+    pub fn chunks_after(&self, id: i64) -> Result<Vec<ChunkRow>> {
+        self.all(
+            &format!("{CHUNK} WHERE id > ?1 ORDER BY id"),
+            [id],
+            chunk_row,
+        )
+    }
+
     /// One chunk.
     pub fn chunk(&self, id: i64) -> Result<Option<ChunkRow>> {
         self.one(&format!("{CHUNK} WHERE id = ?1"), [id], chunk_row)
