@@ -17,10 +17,12 @@ pub mod mailboxes;
 pub mod messages;
 pub mod output;
 pub mod passwd;
+pub mod reindex;
 pub mod select;
 pub mod serve;
 pub mod show;
 pub mod stat;
+pub mod verify;
 
 use crate::cyrus::config::Config;
 use crate::cyrus::mboxname::{MboxName, Namespace};
@@ -132,6 +134,20 @@ pub static COMMANDS: &[Command] = &[
         help: "a message, chunk, script or the whole log as it is",
         options: dump::options,
         job: dump::job,
+    },
+    Command {
+        name: "verify",
+        operands: "[MODE] [BACKUP...]",
+        help: "prove that backups are whole",
+        options: verify::options,
+        job: verify::job,
+    },
+    Command {
+        name: "reindex",
+        operands: "[MODE] BACKUP...",
+        help: "build an index anew from its log",
+        options: reindex::options,
+        job: reindex::job,
     },
     Command {
         name: "passwd",

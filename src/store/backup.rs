@@ -10,7 +10,7 @@
 //! states: `doc/design.md`.
 
 use super::file::LogFile;
-use super::index::{Index, Lines, MailboxOutcome, Place, apply_line};
+use super::index::{self, Index, Lines, MailboxOutcome, Place, apply_line};
 use super::line::{Line, prefix};
 use super::lock::{Create, DataLock, Wait};
 use super::log::{Checkpoint, Log};
@@ -60,6 +60,8 @@ pub struct Backup {
     body: Option<Body>,
     /// Even going back failed: nothing more is written here.
     broken: bool,
+    /// What was found wrong when the index was built anew on opening.
+    damage: Vec<(u64, String)>,
     _lock: DataLock,
 }
 
@@ -134,12 +136,27 @@ impl Backup {
             in_messages: None,
             body: None,
             broken: false,
+            damage: opened.damage,
             _lock: lock,
         };
         if !doubtful.is_empty() {
             backup.doubt(&doubtful)?;
         }
         Ok(backup)
+    }
+
+    /// Opens a backup with its index built anew from the log, whatever it was.
+    pub fn reindex(path: &Path, key: &str, wait: Wait, settings: Settings) -> Result<Backup> {
+        let lock = DataLock::acquire(path, wait, Create::No)?;
+        index::remove(&index::path_of(path))?;
+        // Whoever comes in between builds it just as well.
+        drop(lock);
+        Backup::open(path, key, wait, Create::No, settings)
+    }
+
+    /// What was found wrong when the index was built anew: offset in the file and reason.
+    pub fn damage(&self) -> &[(u64, String)] {
+        &self.damage
     }
 
     /// Marks mailboxes that a loss left in doubt, so that the sender's next run brings them.
@@ -220,6 +237,7 @@ impl Backup {
                 complete: None,
                 waiting: Some(from),
                 clock: self.lines.clock,
+                wrong: Vec::new(),
             };
         }
         if self.chunk.is_none() {

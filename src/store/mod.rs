@@ -14,3 +14,4 @@ pub mod recover;
 pub mod reindex;
 pub mod spool;
 pub mod staging;
+pub mod verify;

@@ -20,6 +20,8 @@ pub(super) struct Opened {
     pub(super) index: Index,
     pub(super) end: u64,
     pub(super) stamp: i64,
+    /// What a rebuild found: file offset and reason.
+    pub(super) damage: Vec<(u64, String)>,
     /// Mailboxes (uniqueid, reason) that a loss left in doubt.
     pub(super) doubtful: Vec<(String, String)>,
 }
@@ -66,6 +68,7 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
             index,
             end: 0,
             stamp: 0,
+            damage: Vec::new(),
             doubtful: Vec::new(),
         });
     }
@@ -114,6 +117,7 @@ fn catch_up(
             index,
             end: len,
             stamp,
+            damage: Vec::new(),
             doubtful: Vec::new(),
         });
     }
@@ -169,6 +173,7 @@ fn catch_up(
         index,
         end,
         stamp,
+        damage: Vec::new(),
         doubtful: Vec::new(),
     })
 }
@@ -218,12 +223,20 @@ fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
     }
     // A log of the old tools promises nothing that could be missed here.
     let ours = generation(&**file)?.is_some();
+    let mut damage = entered.damage;
+    for (guid, offset) in entered.wrong {
+        damage.push((
+            offset,
+            format!("body of message {guid} is not what it says"),
+        ));
+    }
     let doubtful = if ours { index.doubtful()? } else { Vec::new() };
     done(&**file, &index, end, entered.stamp)?;
     Ok(Opened {
         index,
         end,
         stamp: entered.stamp,
+        damage,
         doubtful,
     })
 }

@@ -10,6 +10,7 @@ use super::gzip::{MemberEnd, MemberReader, find_next_member};
 use super::index::{Index, Lines, Place, apply_line};
 use super::line::CHUNK_START;
 use crate::cyrus::dlist::{Limits, Parser, Why};
+use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
 use crate::util::time::Timestamp;
 use sha2::{Digest, Sha256};
@@ -39,6 +40,8 @@ pub struct Entered {
     pub stamp: i64,
     /// Findings: file offset and what was wrong there.
     pub damage: Vec<(u64, String)>,
+    /// Bodies that do not match their GUID, with the file offset of their member. Not entered.
+    pub wrong: Vec<(Guid, u64)>,
     /// Where reading ended.
     pub end: u64,
 }
@@ -178,6 +181,8 @@ fn member(
             }
         }
     }
+    out.wrong
+        .extend(lines.wrong.drain(..).map(|(guid, _)| (guid, offset)));
     let plain = parser.position();
     let mut reader = parser.into_inner();
     let end = reader.end();

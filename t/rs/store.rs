@@ -508,3 +508,52 @@ fn many_members_are_listed_in_manifests() {
     drop(dir.open());
     assert_eq!(contents(&dir.data()), before);
 }
+
+#[test]
+fn verify_is_content_with_what_is_whole_and_names_what_is_not() {
+    use cyr_backup::store::verify::{Depth, verify};
+    let dir = Dir::new();
+    let mut all = Vec::new();
+    for round in 0..3 {
+        let mut backup = dir.open();
+        deliver(&dir, &mut backup, &mut all, 5, 1000 + round);
+        backup
+            .append(&[sub(&format!("user.anna.{round}"))], Timestamp(1001))
+            .unwrap();
+        if round < 2 {
+            backup.finish().unwrap();
+        } else {
+            // A writer at work.
+            for depth in [Depth::Quick, Depth::Full] {
+                let proof = verify(&dir.data(), depth, &dir.0).unwrap();
+                assert_eq!(proof.findings, []);
+                assert_eq!(proof.messages, 15);
+            }
+        }
+    }
+    drop(dir.open());
+    let whole = fs::read(dir.data()).unwrap();
+    for depth in [Depth::Quick, Depth::Full] {
+        assert_eq!(verify(&dir.data(), depth, &dir.0).unwrap().findings, []);
+    }
+    for at in (0..whole.len()).step_by(11) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x10;
+        fs::write(dir.data(), &bytes).unwrap();
+        for depth in [Depth::Quick, Depth::Full] {
+            match verify(&dir.data(), depth, &dir.0) {
+                Ok(proof) => assert!(!proof.findings.is_empty(), "byte {at} {depth:?}"),
+                Err(e) => assert_eq!(e.kind(), Kind::NeedsReindex, "byte {at}: {e}"),
+            }
+        }
+    }
+    fs::write(dir.data(), &whole).unwrap();
+    // No second index is left behind.
+    let left = fs::read_dir(&dir.0).unwrap().count();
+    assert_eq!(
+        left,
+        2,
+        "{:?}",
+        fs::read_dir(&dir.0).unwrap().collect::<Vec<_>>()
+    );
+}

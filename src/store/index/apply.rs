@@ -3,11 +3,13 @@
 
 use super::{Index, MailboxOutcome, Mode};
 use crate::cyrus::dlist::{ParseError, Parser, Start, Value};
+use crate::cyrus::guid::Guid;
 use crate::cyrus::header::{Envelope, LOOKED_AT};
 use crate::cyrus::sync::{MailboxHead, Record};
 use crate::error::{Error, Kind, Result};
 use crate::store::line::PRIVATE;
 use crate::util::time::Timestamp;
+use sha1::{Digest, Sha1};
 use std::io::BufRead;
 
 /// What is carried from line to line while a log is entered.
@@ -19,6 +21,8 @@ pub struct Lines {
     pub waiting: Option<(i64, u64)>,
     /// True time less printed time, in seconds, as the last CLOCK fact of the chunk said.
     pub clock: i64,
+    /// Bodies that do not match their GUID; they are not entered. Offset in the chunk.
+    pub wrong: Vec<(Guid, u64)>,
 }
 
 fn bad(what: &str) -> Error {
@@ -51,7 +55,7 @@ pub fn apply_line<R: BufRead>(
         b"MAILBOX" => {
             return mailbox(index, lines, parser, time, position).map(Some);
         }
-        b"MESSAGE" => messages(index, parser, time, place)?,
+        b"MESSAGE" => messages(index, lines, parser, time, place)?,
         b"UNMAILBOX" => {
             let v = parser.value()?;
             index.unmailbox(v.as_str().ok_or_else(|| bad("name"))?, time)?;
@@ -168,6 +172,7 @@ fn start<'a>(
 
 fn messages<R: BufRead>(
     index: &Index,
+    lines: &mut Lines,
     parser: &mut Parser<R>,
     time: Timestamp,
     place: Place,
@@ -180,11 +185,17 @@ fn messages<R: BufRead>(
             Start::File(head) => {
                 let offset = place.origin + parser.position();
                 let mut start = Vec::new();
+                let mut sha1 = Sha1::new();
                 parser.body(head.size, &mut |part| {
+                    sha1.update(part);
                     let room = LOOKED_AT - start.len();
                     start.extend_from_slice(&part[..part.len().min(room)]);
                     Ok::<(), ParseError>(())
                 })?;
+                if sha1.finalize()[..] != head.guid.0 {
+                    lines.wrong.push((head.guid, offset));
+                    continue;
+                }
                 index.message(
                     head.guid,
                     place.chunk_id,

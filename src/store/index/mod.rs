@@ -6,12 +6,14 @@
 //! rebuilding; `read` has the questions. The only SQL in the tree is in this folder.
 
 mod apply;
+mod compare;
 mod mailbox;
 mod read;
 mod schema;
 mod write;
 
 pub use apply::{Lines, Place, apply_line};
+pub use compare::{Difference, differences};
 pub use mailbox::{MailboxApply, MailboxOutcome, Mode};
 pub use read::{
     AnnotationRow, ChunkRow, Counts, MailboxRow, MessageRow, RecordRow, SeenRow, SieveRow,

@@ -303,6 +303,18 @@ impl Index {
         )
     }
 
+    /// A mailbox by its number in the index.
+    pub fn mailbox_by_id(&self, id: i64) -> Result<Option<MailboxRow>> {
+        self.one(&format!("{MAILBOX} WHERE id = ?1"), [id], mailbox_row)
+    }
+
+    /// The message in a row.
+    pub fn message_guid(&self, id: i64) -> Result<Option<Guid>> {
+        self.one("SELECT guid FROM message WHERE id = ?1", [id], |r| {
+            r.get(0).map(Guid)
+        })
+    }
+
     /// The live mailbox of a name.
     pub fn mailbox_by_name(&self, mboxname: &str) -> Result<Option<MailboxRow>> {
         self.one(
