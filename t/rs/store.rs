@@ -549,11 +549,8 @@ fn verify_is_content_with_what_is_whole_and_names_what_is_not() {
     }
     fs::write(dir.data(), &whole).unwrap();
     // No second index is left behind.
-    let left = fs::read_dir(&dir.0).unwrap().count();
-    assert_eq!(
-        left,
-        2,
-        "{:?}",
-        fs::read_dir(&dir.0).unwrap().collect::<Vec<_>>()
-    );
+    for entry in fs::read_dir(&dir.0).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(!name.starts_with("verify"), "{name}");
+    }
 }
