@@ -19,7 +19,7 @@ use crate::store::reader;
 use crate::store::spool::Spool;
 use crate::util::time;
 use sha1::{Digest, Sha1};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::{BufRead, Write};
 
 /// Records up to which every MAILBOX is checked against what the rows say.
@@ -161,12 +161,13 @@ fn reserve(held: &mut Held, value: &Value, out: &mut dyn Write) -> Result<()> {
             .ok_or_else(|| Error::new(Kind::Protocol, format!("RESERVE without {key}")))
     };
     let mut keys: Vec<String> = held.named.clone();
+    let mut known: HashSet<String> = keys.iter().cloned().collect();
     for name in list("MBOXNAME")? {
         let name = name
             .as_str()
             .ok_or_else(|| Error::new(Kind::Protocol, "RESERVE with a bad MBOXNAME"))?;
         let key = held.shared().owner_of(name)?;
-        if !keys.contains(&key) {
+        if known.insert(key.clone()) {
             keys.push(key);
         }
     }
@@ -399,6 +400,8 @@ fn read_mailbox<R: BufRead>(held: &mut Held, parser: &mut Parser<R>) -> Read<Sta
     let look = !held.staging.is_empty() || !held.promised.is_empty() || held.others_pending("");
     let mut fault: Result<()> = stated.spool.append(b"%(");
     let mut first = true;
+    let mut kept = 0;
+    let mut last_uid = 0;
     while let Some(key) = parser.kv_next()? {
         let mut text = Vec::new();
         if !std::mem::take(&mut first) {
@@ -407,7 +410,7 @@ fn read_mailbox<R: BufRead>(held: &mut Held, parser: &mut Parser<R>) -> Read<Sta
         text.extend_from_slice(&key);
         text.push(b' ');
         if key != b"RECORD" {
-            let value = parser.value()?;
+            let value = parser.kept_value(&mut kept)?;
             stated.has_literal |= needs_literal(&value);
             let _ = print(&value, Form::Log, &mut text);
             keep(&mut fault, stated.spool.append(&text));
@@ -430,7 +433,13 @@ fn read_mailbox<R: BufRead>(held: &mut Held, parser: &mut Parser<R>) -> Read<Sta
             keep(&mut fault, stated.spool.append(&text));
             text.clear();
             match Record::from_value(value) {
+                // A real server refuses these too.
+                Ok(record) if record.uid <= last_uid => keep(
+                    &mut fault,
+                    Err(Error::new(Kind::Protocol, "RECORD with UIDs that do not ascend")),
+                ),
                 Ok(record) if look && !record.expunged => {
+                    last_uid = record.uid;
                     let guid = record.guid;
                     if held.staging.has(guid)
                         || held.promised.contains_key(&guid)
@@ -439,7 +448,7 @@ fn read_mailbox<R: BufRead>(held: &mut Held, parser: &mut Parser<R>) -> Read<Sta
                         stated.wanted.insert(guid);
                     }
                 }
-                Ok(_) => {}
+                Ok(record) => last_uid = record.uid,
                 Err(e) => keep(&mut fault, Err(e)),
             }
         }
@@ -776,7 +785,7 @@ fn rename(held: &mut Held, value: &Value) -> Result<()> {
     head.set("MBOXNAME", Value::text(new));
     for key in ["PARTITION", "UIDVALIDITY"] {
         if let Some(v) = value.get(key) {
-            if key == "PARTITION" || v.as_u64().is_some() {
+            if v.as_u64().is_some() || (key == "PARTITION" && v.as_bytes().is_some()) {
                 head.set(key, v.clone());
             }
         }
@@ -934,7 +943,10 @@ fn seen(held: &mut Held, value: &Value) -> Result<()> {
 fn sieve(held: &mut Held, value: &Value) -> Result<()> {
     let key = held.shared().user_key(text(value, "USERID")?)?;
     let filename = text(value, "FILENAME")?;
-    let updated = text(value, "LAST_UPDATE")?;
+    let updated = value
+        .get("LAST_UPDATE")
+        .and_then(Value::as_u64)
+        .ok_or_else(|| Error::new(Kind::Protocol, "SIEVE without a good LAST_UPDATE"))?;
     let content = value
         .get("CONTENT")
         .and_then(Value::as_bytes)
@@ -942,7 +954,7 @@ fn sieve(held: &mut Held, value: &Value) -> Result<()> {
     let line = Line::new("SIEVE", value);
     change(held, &key, &[line], &|index| {
         Ok(index.scripts(false)?.iter().any(|s| {
-            s.filename == filename && s.content == content && s.last_update.to_string() == updated
+            s.filename == filename && s.content == content && s.last_update == updated
         }))
     })
 }
@@ -1063,7 +1075,7 @@ fn unuser(held: &mut Held, value: &Value) -> Result<()> {
 fn expunge(held: &mut Held, value: &Value) -> Result<()> {
     let mboxname = text(value, "MBOXNAME")?;
     let uniqueid = text(value, "UNIQUEID")?;
-    let uids: Vec<u32> = value
+    let uids: BTreeSet<u32> = value
         .get("UID")
         .and_then(Value::as_list)
         .ok_or_else(|| Error::new(Kind::Protocol, "EXPUNGE without UID"))?
@@ -1098,7 +1110,6 @@ fn expunge(held: &mut Held, value: &Value) -> Result<()> {
     if records.is_empty() {
         return Ok(());
     }
-    records.sort_by_key(|r| r.uid);
     head.set("SYNC_CRC", Value::num(sums.record));
     head.set("SYNC_CRC_ANNOT", Value::num(0));
     head.keys.push((

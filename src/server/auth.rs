@@ -181,6 +181,7 @@ impl Authenticator {
                 Ok(LineEnd::Line) => step = exchange.answer(&line),
                 Ok(LineEnd::TooLong) => {
                     badlogin(peer, mechanism.name(), "line too long");
+                    send(writer, reply::BAD_TOO_LONG)?;
                     return Err(Error::new(Kind::Protocol, "line too long"));
                 }
                 Ok(LineEnd::Eof | LineEnd::EofInLine) => {

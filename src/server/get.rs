@@ -15,7 +15,7 @@ use crate::cyrus::guid::Guid;
 use crate::cyrus::sync::MailboxHead;
 use crate::error::{Error, Kind, Result};
 use crate::store::index::{Index, MailboxRow};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 
 /// Writes the data lines of one GET; the caller adds the final line.
@@ -129,10 +129,12 @@ fn mailboxes(held: &mut Held, arg: &Value, out: &mut dyn Write) -> Result<()> {
         .as_list()
         .ok_or_else(|| Error::new(Kind::Protocol, "GET MAILBOXES without a list"))?;
     let mut by_owner: Vec<(String, Vec<&str>)> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
     for name in names {
         let name = name_of(name, "mailbox name")?;
         let key = held.shared().owner_of(name)?;
-        match by_owner.iter_mut().find(|(k, _)| *k == key) {
+        let at = *places.entry(key.clone()).or_insert(by_owner.len());
+        match by_owner.get_mut(at) {
             Some((_, list)) => list.push(name),
             None => by_owner.push((key, vec![name])),
         }

@@ -16,7 +16,9 @@ use crate::error::{Error, Kind, Result};
 use crate::proto::compress::{Deflate, Inflate};
 use crate::proto::line::{LineEnd, read_line};
 use crate::proto::reply;
+use std::cell::Cell;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,8 +34,12 @@ const LEVEL: u8 = 1;
 /// Failed logins after which a connection is closed.
 const MAX_LOGINS: u32 = 5;
 
-/// How long a client may take to log in.
+/// How long a client may take to log in, however it spends the time; `sync_timeout` if that is
+/// shorter.
 const LOGIN_TIME: Duration = Duration::from_secs(120);
+
+/// Answers of NO and BAD after which a connection without a login is closed.
+const MAX_REFUSED: u64 = 50;
 
 /// Serves one connection. Never panics on what the peer sends; never returns before everything
 /// acknowledged is on disk.
@@ -65,9 +71,29 @@ pub fn run(stream: Stream, peer: Peer, shared: Arc<Shared>, stop: Stop) {
     }
 }
 
+/// The stream with an end to all reading: a client that sends a byte now and then is not waited
+/// for longer than one that sends none.
+struct Timed {
+    stream: Stream,
+    until: Rc<Cell<Option<Instant>>>,
+}
+
+impl Read for Timed {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if let Some(until) = self.until.get() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.stream.set_read_timeout(Some(left))?;
+        }
+        self.stream.read(buf)
+    }
+}
+
 enum Input {
-    Plain(BufReader<Stream>),
-    Deflated(Box<Inflate<Stream>>),
+    Plain(BufReader<Timed>),
+    Deflated(Box<Inflate<Timed>>),
 }
 
 impl Input {
@@ -142,15 +168,14 @@ struct Session {
     held: Held,
     identity: Option<Identity>,
     logins: u32,
-    begun: Instant,
+    /// When a login must be done; nothing once it is.
+    login_until: Rc<Cell<Option<Instant>>>,
 }
 
 impl Session {
     fn new(stream: Stream, peer: &Peer, shared: Arc<Shared>, stop: Stop) -> Result<Session> {
         let fail = |e| Error::io("cannot set up the connection", e);
         let timeout = shared.config.sync_timeout();
-        stream.set_read_timeout(Some(timeout)).map_err(fail)?;
-        stream.set_write_timeout(Some(timeout)).map_err(fail)?;
         let kind = match peer {
             Peer::Unix { uid, .. } => PeerKind::Unix { uid: *uid },
             Peer::Tcp(addr) => PeerKind::Tcp {
@@ -159,8 +184,21 @@ impl Session {
             },
         };
         let identity = shared.auth.without_login(&kind);
+        let (first, until) = if identity.is_some() {
+            (timeout, None)
+        } else {
+            let first = timeout.min(LOGIN_TIME);
+            (first, Some(Instant::now() + first))
+        };
+        stream.set_read_timeout(Some(first)).map_err(fail)?;
+        stream.set_write_timeout(Some(first)).map_err(fail)?;
+        let login_until = Rc::new(Cell::new(until));
+        let timed = Timed {
+            stream: stream.clone(),
+            until: Rc::clone(&login_until),
+        };
         Ok(Session {
-            input: Input::Plain(BufReader::with_capacity(64 * 1024, stream.clone())),
+            input: Input::Plain(BufReader::with_capacity(64 * 1024, timed)),
             output: Output::Plain(BufWriter::new(stream.clone())),
             stream,
             peer: kind,
@@ -169,7 +207,7 @@ impl Session {
             stop,
             identity,
             logins: 0,
-            begun: Instant::now(),
+            login_until,
         })
     }
 
@@ -215,6 +253,10 @@ impl Session {
             if self.command()? == Next::Close {
                 return self.flush();
             }
+            if self.identity.is_none() && self.held.stats.refused >= MAX_REFUSED {
+                self.send("BYE Too many bad commands")?;
+                return self.flush();
+            }
         }
     }
 
@@ -231,12 +273,12 @@ impl Session {
         let idle = self.shared.config.backup_chunk_idle();
         let drain = self.shared.config.backup_drain();
         loop {
-            if self.input.has_buffered() {
-                return Ok(true);
-            }
             let mut left = timeout.saturating_sub(since.elapsed());
-            if self.identity.is_none() {
-                left = left.min(LOGIN_TIME.saturating_sub(self.begun.elapsed()));
+            if let Some(until) = self.login_until.get() {
+                left = left.min(until.saturating_duration_since(Instant::now()));
+            }
+            if self.input.has_buffered() && !left.is_zero() {
+                return Ok(true);
             }
             let draining = self.stop.draining();
             if let Some(deadline) = self.stop.deadline(drain) {
@@ -387,6 +429,12 @@ impl Session {
         match outcome {
             Outcome::Known(identity) => {
                 self.identity = Some(identity);
+                self.login_until.set(None);
+                let timeout = Some(self.shared.config.sync_timeout());
+                self.stream
+                    .set_read_timeout(timeout)
+                    .and_then(|()| self.stream.set_write_timeout(timeout))
+                    .map_err(|e| Error::io("cannot set up the connection", e))?;
                 Ok(Next::Go)
             }
             Outcome::Refused => {
@@ -414,7 +462,11 @@ impl Session {
             Input::Plain(r) => r.buffer().to_vec(),
             Input::Deflated(_) => Vec::new(),
         };
-        self.input = Input::Deflated(Box::new(Inflate::new(self.stream.clone(), leftover)));
+        let timed = Timed {
+            stream: self.stream.clone(),
+            until: Rc::clone(&self.login_until),
+        };
+        self.input = Input::Deflated(Box::new(Inflate::new(timed, leftover)));
         self.output = Output::Deflated(Box::new(Deflate::new(self.stream.clone(), LEVEL)));
         Ok(())
     }

@@ -574,7 +574,7 @@ impl Backup {
         now: Timestamp,
     ) -> Result<()> {
         self.begin(now)?;
-        let full = self.log.plain_position() + size > self.settings.chunk_max;
+        let full = self.log.plain_position().saturating_add(size) > self.settings.chunk_max;
         if full && self.log.plain_position() > 4096 {
             self.messages_end_inner()?;
             self.end_chunk()?;

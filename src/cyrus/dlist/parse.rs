@@ -7,6 +7,12 @@ use crate::error::{Error, Kind};
 use std::fmt;
 use std::io::{self, BufRead};
 
+/// Bytes of a key; those of Cyrus have under 20.
+const MAX_KEY: usize = 1024;
+
+/// Bytes of the partition's name in a file's head.
+const MAX_PARTITION: usize = 1024;
+
 /// What a parse may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -100,6 +106,15 @@ pub enum Start {
     File(FileHead),
     /// A whole leaf.
     Leaf(Value),
+}
+
+/// Whether a key reads back as itself when it is printed bare.
+fn is_key(key: &[u8]) -> bool {
+    !key.is_empty()
+        && key.iter().all(|&b| {
+            b.is_ascii_graphic()
+                && !matches!(b, b'(' | b')' | b'"' | b'{' | b'}' | b'%' | b'*' | b'\\')
+        })
 }
 
 /// Reads dlist from any buffered source.
@@ -338,6 +353,9 @@ impl<R: BufRead> Parser<R> {
     fn file_head(&mut self) -> Result<FileHead> {
         self.take()?;
         let partition = self.astring(|b| !matches!(b, b' ' | b'\t' | b'\r' | b'\n' | b'}'))?;
+        if partition.len() > MAX_PARTITION {
+            return self.fail(Why::TooLong("partition"));
+        }
         self.space()?;
         let guid = self.word(|b| b.is_ascii_alphanumeric())?;
         let Some(guid) = Guid::parse(&guid) else {
@@ -422,7 +440,8 @@ impl<R: BufRead> Parser<R> {
         }
         let key = self
             .astring(|b| !matches!(b, b' ' | b'\t' | b'\r' | b'\n' | b'(' | b')' | b'"' | b'{'))?;
-        if !key.iter().all(|&b| b.is_ascii_graphic()) {
+        // Keys are printed as they are: one that needs quotes would come back as something else.
+        if key.len() > MAX_KEY || !is_key(&key) {
             return self.fail(Why::Syntax("a key is not plain text"));
         }
         self.blanks()?;
@@ -433,6 +452,16 @@ impl<R: BufRead> Parser<R> {
     pub fn value(&mut self) -> Result<Value> {
         self.budget = self.limits.tree;
         self.tree(0)
+    }
+
+    /// The same for values that are kept: all those of one parser share one limit.
+    pub fn kept_value(&mut self, kept: &mut u64) -> Result<Value> {
+        self.budget = self.limits.tree.saturating_sub(*kept);
+        let before = self.budget;
+        self.spend(MAX_KEY)?;
+        let value = self.tree(0)?;
+        *kept += before - self.budget;
+        Ok(value)
     }
 
     fn tree(&mut self, depth: u32) -> Result<Value> {

@@ -133,11 +133,14 @@ fn mailbox<R: BufRead>(
         return Err(bad("MAILBOX"));
     }
     let mut head = MailboxHead { keys: Vec::new() };
-    let mut entered = None;
+    let mut entered: Option<super::MailboxApply<'_>> = None;
     while let Some(key) = parser.kv_next()? {
         if key != b"RECORD" {
             let value = parser.value()?;
-            head.keys.push((key, value));
+            match &mut entered {
+                Some(apply) => apply.add_key(key, value),
+                None => head.keys.push((key, value)),
+            }
             continue;
         }
         if !matches!(parser.start()?, Start::List) || entered.is_some() {

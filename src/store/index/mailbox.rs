@@ -169,6 +169,11 @@ impl Index {
 }
 
 impl MailboxApply<'_> {
+    /// Adds a key of the head that stands behind the records.
+    pub fn add_key(&mut self, key: Vec<u8>, value: Value) {
+        self.head.keys.push((key, value));
+    }
+
     /// Enters one record.
     pub fn record(&mut self, record: &Record) -> Result<()> {
         let conn = &self.index.conn;
