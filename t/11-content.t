@@ -249,18 +249,18 @@ def acl(rig):
     settle(rig, "acl")
 
 
-@case("intermediate mailboxes")
-def intermediate(rig):
-    fresh(rig, "inter")
-    with rig.cyrus.imap("inter") as imap:
+@case("folders far down, their parents made along; a parent without its child")
+def deep(rig):
+    fresh(rig, "deep")
+    with rig.cyrus.imap("deep") as imap:
         imap.create("INBOX/deep/er/still")
         imap.append("INBOX/deep/er/still", message("deep"))
         imap.create("INBOX/gone/child")
-    settle(rig, "inter")
-    with rig.cyrus.imap("inter") as imap:
+    settle(rig, "deep")
+    with rig.cyrus.imap("deep") as imap:
         imap.delete("INBOX/gone/child")
         imap.append("INBOX/deep/er/still", message("deeper"))
-    settle(rig, "inter")
+    settle(rig, "deep")
 
 
 @case("names: UTF-7, blanks, quotes, percent, dots, case")

@@ -16,7 +16,7 @@ import shutil
 import sqlite3
 import time
 
-from . import logfile, sandbox, server
+from . import sandbox, server
 from .csync import VIRTUAL, Csync, Refused
 from .sandbox import BIN, Process, make_dir, run, wait_for, write
 from .tap import RECEIVER, Skip
@@ -114,8 +114,12 @@ class Replica(Base):
 class _Backup(Base):
     """What ours and backupd have in common: an imapd.conf, a partition, backups.db."""
 
-    def __init__(self, start=True, **options):
+    def __init__(self, start=True, tcp=False, via=(), **options):
+        """`tcp`: a loopback port as well (`self.port`). `via`: words before the command,
+        for the likes of strace and prlimit."""
         Base.__init__(self, **options)
+        self.via = list(via)
+        self.port = sandbox.free_port() if tcp else None
         self.dir = sandbox.temp_dir("cyrusrig-%s-" % self.kind)
         self.tree = self.dir + "/tree"
         self.conf = self.dir + "/imapd.conf"
@@ -186,14 +190,19 @@ class _Backup(Base):
     def under_master(self, command):
         """Run `command` as a service on the socket under a private master."""
         cyrus_conf = self.dir + "/cyrus.conf"
-        write(
-            cyrus_conf,
-            'START {\n}\nSERVICES {\n backup cmd="%s" listen="%s" proto="tcp" prefork=1 maxchild=%d\n}\n'
-            % (command, self.socket, self.max_children),
+        listen = [("backup", self.socket, "tcp")]
+        if self.port:
+            listen.append(("backuptcp", "127.0.0.1:%d" % self.port, "tcp4"))
+        lines = "".join(
+            ' %s cmd="%s" listen="%s" proto="%s" prefork=1 maxchild=%d\n'
+            % (name, command, where, proto, self.max_children)
+            for name, where, proto in listen
         )
+        write(cyrus_conf, "START {\n}\nSERVICES {\n%s}\n" % lines)
         self.process = Process(
             sandbox.as_cyrus(
-                [BIN + "/master", "-C", self.conf, "-M", cyrus_conf, "-p", self.dir + "/master.pid", "-D"]
+                self.via
+                + [BIN + "/master", "-C", self.conf, "-M", cyrus_conf, "-p", self.dir + "/master.pid", "-D"]
             ),
             self.dir + "/log/master",
         )
@@ -202,7 +211,11 @@ class _Backup(Base):
     def wait_ready(self):
         try:
             wait_for(
-                lambda: not self.process.running() or sandbox.unix_listening(self.socket),
+                lambda: not self.process.running()
+                or (
+                    sandbox.unix_listening(self.socket)
+                    and (not self.port or sandbox.tcp_listening(self.port))
+                ),
                 20,
                 "socket of the receiver",
             )
@@ -223,6 +236,14 @@ class _Backup(Base):
         """No warning at all."""
         self.process.kill()
         self.process = None
+
+    def descriptors(self):
+        """How many files the processes hold open, all together."""
+        family = [self.process.pid]
+        for pid in family:
+            with open("/proc/%d/task/%d/children" % (pid, pid)) as file:
+                family += [int(word) for word in file.read().split()]
+        return sum(len(os.listdir("/proc/%d/fd" % pid)) for pid in family)
 
     def snapshot(self):
         """A copy of everything kept, taken while the receiver is down."""
@@ -282,8 +303,11 @@ class Ours(_Backup):
         if self.master:
             self.under_master("%s serve -C %s" % (self.path, self.conf))
             return
+        words = self.via + [self.path, "serve", "-C", self.conf, "--socket", self.socket]
+        if self.port:
+            words += ["--listen", "127.0.0.1:%d" % self.port]
         self.process = Process(
-            sandbox.as_cyrus([self.path, "serve", "-C", self.conf, "--socket", self.socket]),
+            sandbox.as_cyrus(words),
             self.dir + "/log/serve",
             env=dict(os.environ, **self.env) if self.env else None,
         )
@@ -312,14 +336,6 @@ class Ours(_Backup):
 
     def listing(self, users=(), shared=(), deleted=False):
         """{mboxname: mailbox} by `mailboxes -j` and `messages -j`."""
-        if os.environ.get("LISTING") == "log":
-            # To work on the server before the tools: what its logs say.
-            found = {}
-            for key, path in self.data_files().items():
-                if key in users or (shared and key.startswith("%SHARED")):
-                    for name, box in logfile.state(path).items():
-                        found[name] = dict(box, resync=False)
-            return found
         found = {}
         wanted = [[user] for user in users] + [["-m", self.admin_name(name)] for name in shared]
         for words in wanted:
