@@ -23,7 +23,7 @@ pub struct Args {
 pub fn options() -> Options {
     let mut o = args::common();
     select::options(&mut o);
-    o.optflag("w", "wait", "wait for backups that are locked");
+    o.optflag("w", "", "wait for backups that are locked");
     o
 }
 
