@@ -14,6 +14,7 @@ use super::log::read_chunk_plain;
 use super::recover::generation;
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
+use crate::sys::lock::{Holder, holder};
 use sha1::{Digest, Sha1};
 use std::collections::HashSet;
 use std::fs::File;
@@ -50,6 +51,10 @@ impl Reader {
                     let Stale::Repair(settings) = stale else {
                         return Ok(reader);
                     };
+                    // Asked first: a failed attempt to lock looks for the holder, which costs.
+                    if !matches!(holder(&reader.file), Ok(Holder::Nobody)) {
+                        return Ok(reader);
+                    }
                     match Backup::open(path, "", Wait::No, Create::No, settings) {
                         Ok(backup) => drop(backup),
                         Err(_) => return Ok(reader),
