@@ -71,7 +71,8 @@ class Host:
         wait_for(
             lambda: not self.process.running() or sandbox.listening(("127.0.0.1", self.port)), 20, "our port"
         )
-        expect(self.process.running(), "it runs", [self.process.output(), self.recent_log()])
+        if not self.process.running():
+            raise Failed("it ended at once", [self.process.output(), self.recent_log()])
 
     def start_master(self, cyrus_conf):
         path = write(self.dir + "/cyrus.conf", self.moved(cyrus_conf))
