@@ -252,8 +252,13 @@ fn messages<R: BufRead>(held: &mut Held, parser: &mut Parser<R>) -> Read<()> {
         let head = match parser.start()? {
             Start::File(head) => head,
             // A message the sender could not read. Its record comes all the same.
-            Start::Leaf(_) => {
+            Start::Leaf(Value::Nil) => {
                 log::warn!("the sender could not read a message it announced");
+                continue;
+            }
+            Start::Leaf(_) => {
+                let e = Error::new(Kind::Protocol, "MESSAGE holds something else than messages");
+                keep(&mut done, Err(e));
                 continue;
             }
             _ => {
