@@ -86,7 +86,7 @@ class Server(Ours):
                 where = os.path.relpath(os.path.join(folder, name), self.dir)
                 if not where.startswith(("tree/backup/", "full/")):
                     expect(
-                        where in ("imapd.conf", "cyr_backup", "passwd", "passwd.lock", "log/serve")
+                        where in ("imapd.conf", "cyr_backup", "passwd", "passwd.lock", "log/serve", "sock/backup", "sasldb")
                         or where.startswith("tree/conf/backups.db"),
                         "a file outside the partition: " + where,
                     )
@@ -319,7 +319,7 @@ def malformed(to):
         b"a b", b"(a) b", b"%(K)", b"%(K v) x", b'%("a b" c)', b'%("" c)', b'%("K(" c)', b'%("K\\"V\\"" c)', b"%({2+}\r\nK\0 v)",
         b"%{default 00 3}\r\nabc", b"(%{default " + some + b" -3}\r\nabc)", b"(%{default " + some + b" 3}abc)",
         b"(%{default " + some + b" 3}\r\nabcd)", b"(%(A %{default " + some + b" 3}\r\nabc))", nested, b"%(K " + nested + b")",
-        b"(a))", b"%((a) b)", b"%(%(a) b)", b"%{" + b"p" * 2000 + b" " + some + b" 3}\r\nabc", b'"a\rb"',
+        b"(a))", b"(a %{default 00 3})", b"%((a) b)", b"%(%(a) b)", b"%{" + b"p" * 2000 + b" " + some + b" 3}\r\nabc", b'"a\rb"',
     ]
     verbs = ["GET " + w for w in "USER META MAILBOXES FULLMAILBOX QUOTA ANNOTATION UNIQUEIDS FETCH_SIEVE".split()]
     verbs += ["APPLY " + w for w in "RESERVE MESSAGE MAILBOX SUB SEEN SIEVE QUOTA ANNOTATION UNMAILBOX UNUSER RENAME EXPUNGE NOSUCH".split()]
@@ -327,6 +327,8 @@ def malformed(to):
         for value in bad:
             with Talk(to) as talk:
                 talk.send(verb.encode() + b" " + value + b"\r\nNOOP\r\n")
+                # Where a list is open the server waits for its end.
+                talk.sock.shutdown(socket.SHUT_WR)
                 answer = talk.rest()
                 expect(answer.startswith(b"BAD ") and answer.count(b"\r\n") == 1, "%s %r: %r" % (verb, value[:60], answer))
     # In the middle of a mailbox.
@@ -352,7 +354,7 @@ def wrong_kind(to):
             ("GET QUOTA", (None, [], "")),
             ("GET FETCH_SIEVE", (None, [], "a", {"USERID": "a"}, {"USERID": None, "FILENAME": "x"})),
             ("APPLY RESERVE", (None, "a", [], {}, {"MBOXNAME": "a", "GUID": []}, {"MBOXNAME": [None], "GUID": []}, {"MBOXNAME": [], "GUID": ["zz"]}, {"MBOXNAME": ["user.a"], "GUID": None})),
-            ("APPLY MESSAGE", (None, "a", ["a"])),
+            ("APPLY MESSAGE", (None, "a")),
             ("APPLY SUB", (None, "a", [], {}, {"USERID": "a"}, {"USERID": None, "MBOXNAME": "user.a"}, {"USERID": "a", "MBOXNAME": ["x"]})),
             ("APPLY SEEN", ({"USERID": "a", "UNIQUEID": "x"}, {"USERID": "a", "UNIQUEID": None, "LASTREAD": 1, "LASTUID": 1, "LASTCHANGE": 1, "SEENUIDS": "1"})),
             ("APPLY SIEVE", ({"USERID": "a", "FILENAME": "f", "LAST_UPDATE": 1}, {"USERID": "a", "FILENAME": "f", "LAST_UPDATE": "x", "CONTENT": "c"}, {"USERID": "a", "FILENAME": "f", "LAST_UPDATE": 10**20, "CONTENT": "c"}, {"USERID": "a", "FILENAME": b"\xff", "LAST_UPDATE": 1, "CONTENT": "c"})),
@@ -857,8 +859,8 @@ def bombs(to):
                 pass
             try:
                 answer = talk.rest()
-            except zlib.error:
-                answer = b""
+            except (zlib.error, TimeoutError) as why:
+                raise Failed("%r: %s" % (head, why)) from why
             expect(b"OK success" not in answer, "%r: %r" % (head, answer[:100]))
     expect_equal(to.stored(), before, "what is stored")
     diag("peak: %d MiB" % (to.status("VmHWM") >> 10))

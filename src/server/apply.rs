@@ -256,11 +256,6 @@ fn messages<R: BufRead>(held: &mut Held, parser: &mut Parser<R>) -> Read<()> {
                 log::warn!("the sender could not read a message it announced");
                 continue;
             }
-            Start::Leaf(_) => {
-                let e = Error::new(Kind::Protocol, "MESSAGE holds something else than messages");
-                keep(&mut done, Err(e));
-                continue;
-            }
             _ => {
                 return Err(ParseError {
                     at: parser.position(),
