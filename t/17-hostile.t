@@ -15,7 +15,7 @@ import zlib
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
 from cyrusrig import *
-from cyrusrig import sandbox, tap
+from cyrusrig import csync, sandbox, tap
 from cyrusrig.dlist import Atom, File, encode
 from cyrusrig.receiver import Ours
 
@@ -164,6 +164,15 @@ class Talk:
     def get(self, name, value):
         return self.ask(b"GET " + name.encode() + b" " + encode(value))
 
+    def read(self, verb, value):
+        """The answer by a dlist reader: (name, value) of each data line. Raises Refused."""
+        self.send(verb.encode() + b" " + encode(value) + b"\r\n")
+        reader = object.__new__(Csync)
+        reader.sock, reader.wire = self.sock, csync._Wire(self.sock)
+        lines = reader.answer()
+        expect_equal(bytes(reader.wire.data[reader.wire.at :]), b"", "something behind the answer")
+        return lines
+
     def compress(self):
         expect_equal(self.ask(b"COMPRESS DEFLATE"), b"OK DEFLATE active", "COMPRESS")
         self.inflater = zlib.decompressobj(-15)
@@ -195,7 +204,7 @@ def guid(body):
 def record(uid, body=b"", **changes):
     value = {
         "UID": uid,
-        "MODSEQ": uid + 1,
+        "MODSEQ": 2,
         "LAST_UPDATED": 1795439789,
         "FLAGS": [Atom(b"\\Seen")],
         "INTERNALDATE": 1795439789,
@@ -419,25 +428,14 @@ def names(to):
                 ("APPLY UNSUB", {"USERID": plain, "MBOXNAME": name}), ("APPLY UNMAILBOX", name), ("APPLY UNUSER", plain),
             ]
             for verb, value in commands:
-                talk.send(verb.encode() + b" " + encode(value) + b"\r\n")
                 # Through the dlist reader: a name in an answer must not pass for a line.
-                wire = object.__new__(Csync)
-                wire.sock = talk.sock
-                wire.wire = csync_wire(talk.sock)
                 try:
-                    wire.answer()
+                    talk.read(verb, value)
                 except Refused as why:
                     expect(str(why).startswith("NO ") and "\r" not in str(why), "%s %r: %s" % (verb, name[:60], why))
                     expect(not re.search("IOERROR|I/O error|database|Internal|damaged", str(why)), "%s %r: %s" % (verb, name[:60], why))
-                expect_equal(bytes(wire.wire.data[wire.wire.at :]), b"", "something behind the answer to %s %r" % (verb, name[:60]))
     for key in to.data_files():
         expect("\0" not in key and len(key) < 1100, "key %r" % key)
-
-
-def csync_wire(sock):
-    from cyrusrig import csync
-
-    return csync._Wire(sock)
 
 
 @hostile("hostile UNIQUEID, PARTITION, MBOXTYPE and keys")
@@ -522,7 +520,6 @@ def expunge(to):
     expect_equal([r["UID"] for r in last[-1]["RECORD"]], [b"1", b"2"], "UIDs of the last")
     with Talk(to) as talk:
         # The server's sums of what is left must agree with ours: no resync is asked for.
-        left = encode(Atom(b"3 4 1795439789 ")), None
         value = box("expa", [record(3, body(3), MODSEQ=21)], HIGHESTMODSEQ=21, SINCE_MODSEQ=20)
         expect_equal(talk.apply("MAILBOX", value), b"OK success", "MAILBOX behind it")
 
@@ -576,21 +573,21 @@ def nesting(to):
 
 @hostile("a message that does not match its GUID is refused with those beside it")
 def wrong_guid(to):
-    fill(to, "guida")
-    before = to.stored()
-    for get in (True, False):
+    for user in ("guida", "guidb"):
+        fill(to, user)
+        before = to.stored()
         with Talk(to) as talk:
-            if get:
-                talk.get("USER", "guida")
+            if user == "guida":
+                talk.get("USER", user)
             wrong = [File("default", guid(body(10)), body(10)), File("default", guid(body(11)), body(12)), File("default", guid(body(13)), body(13))]
             expect(talk.apply("MESSAGE", wrong).startswith(b"NO IMAP_PROTOCOL"), "wrong GUID")
-            answer = talk.apply("MAILBOX", box("guida", [record(n, body(n)) for n in (1, 2, 3)] + [record(4, body(11))], HIGHESTMODSEQ=21))
+            answer = talk.apply("MAILBOX", box(user, [record(n, body(n)) for n in (1, 2, 3)] + [record(4, body(11))], HIGHESTMODSEQ=21))
             expect_equal(answer, b"NO IMAP_SYNC_CHANGED Changed since last sync", "MAILBOX that refers to it")
             # It is to be sent as a whole now, and is taken when its body comes.
             expect_equal(talk.apply("MESSAGE", files(body(11))), b"OK success", "MESSAGE")
-            expect_equal(talk.apply("MAILBOX", box("guida", [record(n, body(n)) for n in (1, 2, 3)] + [record(4, body(11))], HIGHESTMODSEQ=21)), b"OK success", "whole")
-        expect_equal(live(to, "guida")[4], guid(body(11)), "message 4")
-        expect(guid(body(10)) not in logfile.bodies(to.data_file("guida")), "an unreferred body stayed")
+            expect_equal(talk.apply("MAILBOX", box(user, [record(n, body(n)) for n in (1, 2, 3)] + [record(4, body(11))], HIGHESTMODSEQ=21)), b"OK success", "whole")
+        expect_equal(live(to, user)[4], guid(body(11)), "message 4")
+        expect(guid(body(10)) not in logfile.bodies(to.data_file(user)), "an unreferred body stayed")
         expect(to.stored() != before, "something is stored")
 
 
@@ -675,7 +672,7 @@ def idempotent(to):
     sizes = []
     for _ in range(3):
         with Talk(to) as talk:
-            talk.get("USER", "twice")
+            talk.read("GET USER", "twice")
             for name, value in commands:
                 for _ in range(2):
                     answer = talk.apply(name, value)
@@ -733,7 +730,9 @@ def logins(to):
         with Talk(to, tcp=True) as talk:
             for line in lines[:-1]:
                 talk.send(line + b"\r\n")
-                expect(talk.line().startswith(b"+"), "a challenge to %r" % line)
+                if not talk.line().startswith(b"+"):
+                    expect(len(line) > 1000, "a challenge to %r" % line)
+                    break
             talk.send(lines[-1] + b"\r\n")
             answer = talk.line()
             if answer.startswith(b"+"):
@@ -840,6 +839,7 @@ def bombs(to):
         (b"", zeros), (b"APPLY RESERVE %(GUID (", guid(b"").encode() + b" "),
     ]
     for head, pattern in heads:
+        began = time.monotonic()
         pattern = (pattern * ((1 << 20) // len(pattern) + 1))[: len(pattern) if len(pattern) > 1000 else (1 << 20) // len(pattern) * len(pattern)]
         with Talk(to) as talk:
             talk.compress()
@@ -862,6 +862,8 @@ def bombs(to):
             except (zlib.error, TimeoutError) as why:
                 raise Failed("%r: %s" % (head, why)) from why
             expect(b"OK success" not in answer, "%r: %r" % (head, answer[:100]))
+        if time.monotonic() - began > 5:
+            diag("%r: %.1f s" % (head, time.monotonic() - began))
     expect_equal(to.stored(), before, "what is stored")
     diag("peak: %d MiB" % (to.status("VmHWM") >> 10))
     # A large message is no bomb.
@@ -995,21 +997,14 @@ def again(to):
     with Talk(to) as talk:
         for user in sorted(to.data_files()):
             if not user.startswith("%"):
-                talk.send(b"GET USER " + encode(user) + b"\r\n")
-                wire = csync_wire(talk.sock)
-                wire_csync = object.__new__(Csync)
-                wire_csync.sock, wire_csync.wire = talk.sock, wire
-                before[user] = wire_csync.answer()
+                before[user] = talk.read("GET USER", user)
     to.stop()
     for user in before:
         to.drop_index(user)
     to.start()
     with Talk(to) as talk:
         for user in before:
-            talk.send(b"GET USER " + encode(user) + b"\r\n")
-            wire_csync = object.__new__(Csync)
-            wire_csync.sock, wire_csync.wire = talk.sock, csync_wire(talk.sock)
-            expect_equal(wire_csync.answer(), before[user], "GET USER %s" % user)
+            expect_equal(talk.read("GET USER", user), before[user], "GET USER %s" % user)
     diag("%d users" % len(before))
 
 

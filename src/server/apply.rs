@@ -248,12 +248,13 @@ fn messages<R: BufRead>(held: &mut Held, parser: &mut Parser<R>) -> Read<()> {
     }
     let expected = held.expected().map(str::to_owned);
     let mut done: Result<()> = Ok(());
+    let mut unread = 0u64;
     while parser.list_next()? {
         let head = match parser.start()? {
             Start::File(head) => head,
             // A message the sender could not read. Its record comes all the same.
             Start::Leaf(Value::Nil) => {
-                log::warn!("the sender could not read a message it announced");
+                unread += 1;
                 continue;
             }
             _ => {
@@ -323,6 +324,9 @@ fn messages<R: BufRead>(held: &mut Held, parser: &mut Parser<R>) -> Read<()> {
         }
     }
     parser.end_line()?;
+    if unread > 0 {
+        log::warn!("the sender could not read messages it announced count={unread}");
+    }
     if let Some(key) = expected {
         if held.held(&key).is_some() {
             let ended = held.get(&key).and_then(|b| b.messages_end());
