@@ -509,12 +509,45 @@ fn state(held: &mut Held, stated: Stated) -> Result<()> {
         Plan::Nothing => Ok(()),
         Plan::Changed(why) => Err(Error::new(Kind::Changed, why).place(mboxname)),
         Plan::Mark(level, why) => Err(resync(held, &key, &uniqueid, &mboxname, level, why)),
-        Plan::Changes => enter(held, &key, stated, None, false),
+        Plan::Changes => {
+            if said_before(index, &stated, row.as_ref())? {
+                Ok(())
+            } else {
+                enter(held, &key, stated, None, false)
+            }
+        }
         Plan::Complete(epoch) => enter(held, &key, stated, Some(epoch), doubted),
     }?;
     held.complete.remove(&uniqueid);
     held.stats.mailboxes += 1;
     Ok(())
+}
+
+/// Whether head and records are all as we have them, bodies included: the same MAILBOX again.
+fn said_before(index: &Index, stated: &Stated, row: Option<&MailboxRow>) -> Result<bool> {
+    let Some(row) = row.filter(|r| r.head == stated.head) else {
+        return Ok(false);
+    };
+    let mut parser = Parser::new(
+        stated.spool.reader(0, stated.spool.len()),
+        crate::cyrus::dlist::Limits::default(),
+    );
+    parser.start()?;
+    while let Some(key) = parser.kv_next()? {
+        if key != b"RECORD" {
+            parser.value()?;
+            continue;
+        }
+        parser.start()?;
+        while parser.list_next()? {
+            let record = Record::from_value(parser.value()?)?;
+            let known = index.record(row.id, row.epoch, record.uid)?;
+            if !known.is_some_and(|k| k.record == record && !k.gone && !k.missing) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
 }
 
 fn plan(
