@@ -248,12 +248,13 @@ fn messages<R: BufRead>(held: &mut Held, parser: &mut Parser<R>) -> Read<()> {
     }
     let expected = held.expected().map(str::to_owned);
     let mut done: Result<()> = Ok(());
+    let mut unread = 0u64;
     while parser.list_next()? {
         let head = match parser.start()? {
             Start::File(head) => head,
             // A message the sender could not read. Its record comes all the same.
-            Start::Leaf(_) => {
-                log::warn!("the sender could not read a message it announced");
+            Start::Leaf(Value::Nil) => {
+                unread += 1;
                 continue;
             }
             _ => {
@@ -323,6 +324,9 @@ fn messages<R: BufRead>(held: &mut Held, parser: &mut Parser<R>) -> Read<()> {
         }
     }
     parser.end_line()?;
+    if unread > 0 {
+        log::warn!("the sender could not read messages it announced count={unread}");
+    }
     if let Some(key) = expected {
         if held.held(&key).is_some() {
             let ended = held.get(&key).and_then(|b| b.messages_end());
@@ -508,12 +512,45 @@ fn state(held: &mut Held, stated: Stated) -> Result<()> {
         Plan::Nothing => Ok(()),
         Plan::Changed(why) => Err(Error::new(Kind::Changed, why).place(mboxname)),
         Plan::Mark(level, why) => Err(resync(held, &key, &uniqueid, &mboxname, level, why)),
-        Plan::Changes => enter(held, &key, stated, None, false),
+        Plan::Changes => {
+            if said_before(index, &stated, row.as_ref())? {
+                Ok(())
+            } else {
+                enter(held, &key, stated, None, false)
+            }
+        }
         Plan::Complete(epoch) => enter(held, &key, stated, Some(epoch), doubted),
     }?;
     held.complete.remove(&uniqueid);
     held.stats.mailboxes += 1;
     Ok(())
+}
+
+/// Whether head and records are all as we have them, bodies included: the same MAILBOX again.
+fn said_before(index: &Index, stated: &Stated, row: Option<&MailboxRow>) -> Result<bool> {
+    let Some(row) = row.filter(|r| r.head == stated.head) else {
+        return Ok(false);
+    };
+    let mut parser = Parser::new(
+        stated.spool.reader(0, stated.spool.len()),
+        crate::cyrus::dlist::Limits::default(),
+    );
+    parser.start()?;
+    while let Some(key) = parser.kv_next()? {
+        if key != b"RECORD" {
+            parser.value()?;
+            continue;
+        }
+        parser.start()?;
+        while parser.list_next()? {
+            let record = Record::from_value(parser.value()?)?;
+            let known = index.record(row.id, row.epoch, record.uid)?;
+            if !known.is_some_and(|k| k.record == record && !k.gone && !k.missing) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
 }
 
 fn plan(
