@@ -116,7 +116,20 @@ impl Held {
     }
 
     /// Asks a backup's index something: the one we hold, else a reader's. `None` without a backup.
+    /// The question may come twice; only its last answer counts.
     pub fn ask<T>(
+        &self,
+        key: &str,
+        question: &mut dyn FnMut(&Index, &dyn LogFile) -> Result<T>,
+    ) -> Result<Option<T>> {
+        if let Some(backup) = self.held(key) {
+            return question(backup.index(), backup.file()).map(Some);
+        }
+        self.shared.ask(key, question)
+    }
+
+    /// The same for a question that cannot be taken back.
+    fn ask_once<T>(
         &self,
         key: &str,
         question: &mut dyn FnMut(&Index, &dyn LogFile) -> Result<T>,
@@ -275,7 +288,7 @@ impl Held {
             // Taken out so that the other backup can be asked.
             let empty = Staging::new(&self.shared.staging, u64::MAX);
             let mut staging = std::mem::replace(&mut self.staging, empty);
-            let read = self.ask(&other, &mut |index, file| {
+            let read = self.ask_once(&other, &mut |index, file| {
                 reader::bodies(index, file, guids.iter().copied(), &mut |row, part| {
                     match part {
                         Part::Begin => staging.begin(),

@@ -7,9 +7,10 @@ use crate::cyrus::partition::{Space, choose, dir_hash, file_stem};
 use crate::error::{Error, Kind, Result};
 use crate::store::backup::{Backup, Settings};
 use crate::store::catalog::Catalog;
-use crate::store::index;
+use crate::store::file::LogFile;
+use crate::store::index::{self, Index};
 use crate::store::lock::{Create, DataLock, Wait};
-use crate::store::reader::{Reader, Stale};
+use crate::store::reader::{self, Reader, Stale};
 use crate::util::time;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -41,6 +42,25 @@ impl Shared {
     /// The key of a userid from the wire.
     pub fn user_key(&self, userid: &str) -> Result<String> {
         Ok(Owner::User(canonical_userid(userid, &self.ns)?).key())
+    }
+
+    /// Asks a backup's index something; `None` if there is no such backup. The question may come
+    /// twice: what the first answer was good for is then forgotten.
+    pub fn ask<T>(
+        &self,
+        key: &str,
+        question: &mut dyn FnMut(&Index, &dyn LogFile) -> Result<T>,
+    ) -> Result<Option<T>> {
+        let Some(path) = self.catalog.lookup(key)? else {
+            return Ok(None);
+        };
+        if let Some(answer) = reader::ask_still(&path, question)? {
+            return Ok(Some(answer));
+        }
+        match self.reader(key)? {
+            Some(reader) => question(reader.index(), reader.file()).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// A reader of a backup; `None` if there is no such backup.

@@ -26,12 +26,20 @@ pub(super) struct Opened {
     pub(super) doubtful: Vec<(String, String)>,
 }
 
+/// Compressed bytes in which the first line of a log of ours stands, unless names are very long.
+const FIRST_LINE: u64 = 1024;
+
 /// The generation named in the first member, `None` in a log that is not (yet) ours.
 pub fn generation(file: &dyn LogFile) -> Result<Option<String>> {
-    let mut parser = Parser::new(
-        MemberReader::new(FileReader::new(file, 0)),
-        Limits::default(),
-    );
+    // Every idle session asks this: inflate no more than is needed.
+    match generation_in(FileReader::until(file, 0, FIRST_LINE))? {
+        Some(id) => Ok(Some(id)),
+        None => generation_in(FileReader::new(file, 0)),
+    }
+}
+
+fn generation_in(bytes: impl std::io::Read) -> Result<Option<String>> {
+    let mut parser = Parser::new(MemberReader::new(bytes), Limits::default());
     let mut read = || -> Result<Option<String>> {
         parser.word(|b| b != b'\n')?;
         parser.end_line()?;

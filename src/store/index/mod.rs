@@ -69,7 +69,7 @@ impl Index {
             conn,
             path: path.to_owned(),
         };
-        index.settings()?;
+        index.settings(schema::SETTINGS)?;
         index
             .conn
             .execute_batch(schema::CREATE)
@@ -93,8 +93,30 @@ impl Index {
         Index::open_with(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
     }
 
+    /// Opens for reading a file that nobody changes meanwhile: without a lock, and without a file
+    /// beside it. Whoever asks makes sure afterwards that it was so; until then an answer may be
+    /// wrong. The same errors.
+    pub fn open_still(path: &Path) -> Result<Index> {
+        use std::os::unix::ffi::OsStrExt;
+        let mut uri = String::from("file:");
+        for &b in path.as_os_str().as_bytes() {
+            if b.is_ascii_alphanumeric() || b"/._-@+=".contains(&b) {
+                uri.push(char::from(b));
+            } else {
+                uri.push_str(&format!("%{b:02X}"));
+            }
+        }
+        uri.push_str("?immutable=1");
+        let mode = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+        Index::connect(Path::new(&uri), path, mode, schema::READ_SETTINGS)
+    }
+
     fn open_with(path: &Path, mode: OpenFlags) -> Result<Index> {
-        let conn = Connection::open_with_flags(path, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+        Index::connect(path, path, mode, schema::SETTINGS)
+    }
+
+    fn connect(name: &Path, path: &Path, mode: OpenFlags, settings: &str) -> Result<Index> {
+        let conn = Connection::open_with_flags(name, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)
             .map_err(|e| {
                 Error::new(Kind::NeedsReindex, "cannot open index")
                     .because(e)
@@ -104,14 +126,12 @@ impl Index {
             conn,
             path: path.to_owned(),
         };
-        index.settings()?;
-        let number = |pragma: &str| -> Result<i64> {
-            index
-                .conn
-                .query_row(&format!("PRAGMA {pragma}"), [], |r| r.get(0))
-                .map_err(|e| index.error(e))
-        };
-        if number("application_id")? != schema::APPLICATION_ID {
+        index.settings(settings)?;
+        let application_id: i64 = index
+            .conn
+            .query_row("PRAGMA application_id", [], |r| r.get(0))
+            .map_err(|e| index.error(e))?;
+        if application_id != schema::APPLICATION_ID {
             return Err(Error::new(Kind::NeedsReindex, "not an index of ours").at(path));
         }
         let version = index.meta_number("schema")?;
@@ -123,12 +143,12 @@ impl Index {
         Ok(index)
     }
 
-    fn settings(&self) -> Result<()> {
+    fn settings(&self, settings: &str) -> Result<()> {
         self.conn
             .busy_timeout(std::time::Duration::from_secs(20))
             .map_err(|e| self.error(e))?;
         self.conn
-            .execute_batch(schema::SETTINGS)
+            .execute_batch(settings)
             .map_err(|e| self.error(e))?;
         self.conn.set_prepared_statement_cache_capacity(64);
         Ok(())

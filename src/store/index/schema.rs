@@ -16,6 +16,9 @@ pub const SETTINGS: &str = "
     PRAGMA wal_autocheckpoint = 0;
 ";
 
+/// Those that matter to a reader of a file at rest.
+pub const READ_SETTINGS: &str = "PRAGMA cache_size = -1024;";
+
 /// A new index.
 pub const CREATE: &str = "
     PRAGMA journal_mode = WAL;
