@@ -11,7 +11,7 @@
 
 use super::file::LogFile;
 use super::index::{self, Index, Lines, MailboxOutcome, Place, apply_line};
-use super::line::{Line, prefix};
+use super::line::{Line, generation, prefix};
 use super::lock::{Create, DataLock, Wait};
 use super::log::{Checkpoint, Log};
 use super::recover::recover;
@@ -292,14 +292,7 @@ impl Backup {
             getrandom::fill(&mut id).map_err(|e| {
                 Error::new(Kind::Internal, "no random numbers").because(e.to_string())
             })?;
-            let line = Line::private(
-                "GENERATION",
-                Value::kv([
-                    ("ID", Value::text(hex::encode(&id))),
-                    ("KEY", Value::text(&self.key)),
-                    ("FORMAT", Value::num(1)),
-                ]),
-            );
+            let line = generation(&hex::encode(&id), &self.key);
             self.put(&line, now)?;
         }
         self.manifest(now)

@@ -238,7 +238,11 @@ fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
             format!("body of message {guid} is not what it says"),
         ));
     }
-    let doubtful = if ours { index.doubtful()? } else { Vec::new() };
+    let doubtful = if ours {
+        index.doubtful(!damage.is_empty())?
+    } else {
+        Vec::new()
+    };
     done(&**file, &index, end, entered.stamp)?;
     Ok(Opened {
         index,
@@ -254,7 +258,15 @@ fn keep_copy(path: &Path) -> Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".damaged.{}", crate::util::time::now_ms()));
     let copy = PathBuf::from(name);
-    std::fs::copy(path, &copy).map_err(|e| Error::io("cannot keep a copy", e).at(&copy))?;
+    let keep = || -> std::io::Result<()> {
+        std::fs::copy(path, &copy)?;
+        std::fs::File::open(&copy)?.sync_all()?;
+        match path.parent() {
+            Some(folder) => std::fs::File::open(folder)?.sync_all(),
+            None => Ok(()),
+        }
+    };
+    keep().map_err(|e| Error::io("cannot keep a copy", e).at(&copy))?;
     log::warn!(
         "end of log does not read, copy kept filename=<{}> copy=<{}>",
         path.display(),

@@ -211,13 +211,6 @@ impl Index {
         self.conn.execute_batch(sql).map_err(|e| self.error(e))
     }
 
-    /// Moves the write-ahead log into the file, if it is worth it. Failure is harmless.
-    pub fn checkpoint(&self) {
-        let _ = self
-            .conn
-            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
-    }
-
     /// A number of the meta table.
     pub fn meta_number(&self, key: &str) -> Result<Option<i64>> {
         self.conn

@@ -318,27 +318,7 @@ def _listen():
     return _heard
 
 
-_read = {"at": 0, "rest": b"", "lines": []}
-
-
 def syslog_text(prefix):
-    """The lines so far of the instance with this syslog_prefix."""
-    # Other test files write to the same sink, perhaps much: each byte is looked at once, and
-    # only our own instances' lines are kept.
-    own = b"rig%d-" % os.getpid()
-    try:
-        with open(_LOG_FILE, "rb") as file:
-            if os.fstat(file.fileno()).st_size < _read["at"]:
-                _read.update(at=0, rest=b"", lines=[])
-            file.seek(_read["at"])
-            text = _read["rest"] + file.read()
-            _read["at"] = file.tell()
-    except OSError:
-        return ""
-    lines = text.split(b"\n")
-    _read["rest"] = lines.pop()
-    _read["lines"] += [line.decode(errors="replace") for line in lines if own in line]
-    return "\n".join(line for line in _read["lines"] if prefix + "/" in line)
     """The lines so far of the instance with this syslog_prefix, which begins `rigPID-`."""
     return "\n".join(line for line in _listen() if prefix + "/" in line)
 
