@@ -422,7 +422,9 @@ impl<R: BufRead> Parser<R> {
         }
         let key = self
             .astring(|b| !matches!(b, b' ' | b'\t' | b'\r' | b'\n' | b'(' | b')' | b'"' | b'{'))?;
-        if !key.iter().all(|&b| b.is_ascii_graphic()) {
+        // It is printed bare again.
+        let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'(' | b')' | b'"' | b'{');
+        if key.is_empty() || !key.iter().all(|&b| plain(b)) {
             return self.fail(Why::Syntax("a key is not plain text"));
         }
         self.blanks()?;
