@@ -653,7 +653,9 @@ fn enter(
         };
         match judge(held, key, &stated, &outcome, epoch.is_some(), doubted)? {
             Verdict::Good => {
-                return held.get(key)?.commit();
+                held.get(key)?.commit()?;
+                held.staging.stored(&wanted, key);
+                return Ok(());
             }
             Verdict::NewEpoch => {
                 held.evict(key)?;
@@ -661,7 +663,6 @@ fn enter(
                 epoch = epoch.map(|e| e + 1);
             }
             Verdict::Doubt(level, why) => {
-                held.evict(key)?;
                 return Err(resync(held, key, &uniqueid, &mboxname, level, &why));
             }
         }
@@ -766,9 +767,11 @@ fn resync(
 ) -> Error {
     log::warn!("mailbox to be sent again user=<{key}> mailbox=<{mboxname}> reason=<{why}>");
     let line = resync_line(uniqueid, level, why);
-    let marked = held
-        .evict(key)
-        .and_then(|()| held.get(key)?.append(&[line], time::now()));
+    // If the bodies cannot be kept they are asked for again, with all the rest.
+    if let Err(e) = held.evict(key) {
+        log::warn!("bodies dropped user=<{key}> error=<{e}>");
+    }
+    let marked = held.get(key).and_then(|b| b.append(&[line], time::now()));
     match marked {
         Ok(()) => Error::new(Kind::Changed, why).place(mboxname),
         Err(e) => e,

@@ -84,13 +84,12 @@ impl Shared {
         }
     }
 
-    /// Opens a backup for writing, and makes it if there is none.
-    pub fn open(&self, key: &str) -> Result<Backup> {
+    /// Opens a backup for writing, and makes it if there is none. Waits for its lock as told.
+    pub fn open(&self, key: &str, wait: Wait) -> Result<Backup> {
         let path = match self.catalog.lookup(key)? {
             Some(path) => path,
             None => self.catalog.create_with(key, || self.make(key))?,
         };
-        let wait = Wait::For(self.lock_wait);
         let opened = match Backup::open(&path, key, wait, Create::No, self.settings) {
             Err(e) if e.kind() == Kind::Damaged => {
                 self.set_aside(key, &path, &e)?;

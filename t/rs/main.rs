@@ -1,6 +1,8 @@
 //! Store and server through the library.
+mod crash;
 mod imapd_conf;
 mod log;
 mod looking;
+mod review;
 mod store;
 mod twoskip;
