@@ -440,7 +440,10 @@ fn read_mailbox<R: BufRead>(held: &mut Held, parser: &mut Parser<R>) -> Read<Sta
                 // A real server refuses these too.
                 Ok(record) if record.uid <= last_uid => keep(
                     &mut fault,
-                    Err(Error::new(Kind::Protocol, "RECORD with UIDs that do not ascend")),
+                    Err(Error::new(
+                        Kind::Protocol,
+                        "RECORD with UIDs that do not ascend",
+                    )),
                 ),
                 Ok(record) if look && !record.expunged => {
                     last_uid = record.uid;
@@ -990,9 +993,10 @@ fn sieve(held: &mut Held, value: &Value) -> Result<()> {
         .ok_or_else(|| Error::new(Kind::Protocol, "SIEVE without CONTENT"))?;
     let line = Line::new("SIEVE", value);
     change(held, &key, &[line], &|index| {
-        Ok(index.scripts(false)?.iter().any(|s| {
-            s.filename == filename && s.content == content && s.last_update == updated
-        }))
+        Ok(index
+            .scripts(false)?
+            .iter()
+            .any(|s| s.filename == filename && s.content == content && s.last_update == updated))
     })
 }
 
