@@ -6,6 +6,7 @@ import base64
 import fcntl
 import hashlib
 import os
+import random
 import re
 import socket
 import subprocess
@@ -33,6 +34,8 @@ PEAK = 450 << 10
 class Server(Ours):
     """On a UNIX socket and on TCP, and able to say how it is."""
 
+    log_at = os.path.getsize(sandbox._LOG_FILE) if os.path.exists(sandbox._LOG_FILE) else 0
+
     def start(self):
         self.tcp = ("127.0.0.1", free_port())
         self.process = sandbox.Process(
@@ -44,6 +47,18 @@ class Server(Ours):
         )
         self.wait_ready()
         wait_for(lambda: sandbox.listening(self.tcp), 10, "TCP socket")
+
+    def logged(self):
+        """Lines in syslog since the last call; others' lines may be many."""
+        try:
+            with open(sandbox._LOG_FILE, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(self.log_at if self.log_at <= size else 0)
+                data = file.read(64 << 20)
+                self.log_at = file.tell()
+        except OSError:
+            return []
+        return [line for line in data.decode(errors="replace").splitlines() if self.tag + "/" in line]
 
     def status(self, field):
         with open("/proc/%d/status" % self.process.pid) as status:
@@ -69,7 +84,8 @@ class Server(Ours):
     def check(self):
         """It answers, its logs are sound, nothing lies where it should not."""
         expect(self.process.running(), "the server has ended", self.process.output().splitlines()[-20:])
-        expect("panicked" not in self.process.output(), "a panic", self.process.output().splitlines()[-20:])
+        panics = [line for line in self.process.output().splitlines() + self.logged() if "panic" in line]
+        expect(not panics, "a panic", panics[:20])
         with Talk(self) as talk:
             expect_equal(talk.ask(b"NOOP"), b"OK Noop completed", "NOOP")
         for path in self.spool():
@@ -931,7 +947,9 @@ def full(to):
     if done.returncode != 0:
         raise Skip("cannot mount a tmpfs")
     try:
-        other.write_conf(**{"backuppartition-default": where})
+        sandbox.make_dir(where + "/backup")
+        other.write_conf(**{"backuppartition-default": where + "/backup"})
+        filler = open(where + "/filler", "wb", buffering=0)
         other.start()
         fill(other, "full")
         noise = [os.urandom(200000) for _ in range(15)]
@@ -956,18 +974,17 @@ def full(to):
             diag("%d of 15 fit" % took)
             expect(0 < took < 15, "%d of 15 fit" % took)
         other.check()
-        with open(where + "/filler", "wb") as filler:
-            try:
-                while True:
-                    filler.write(b"x" * 1000)
-                    filler.flush()
-            except OSError:
-                pass
+        try:
+            while True:
+                filler.write(b"x" * 1000)
+        except OSError:
+            pass
         with Talk(other) as talk:
             for user in ("full", "new"):
                 answer = talk.apply("SIEVE", {"USERID": user, "FILENAME": "x", "LAST_UPDATE": 1, "CONTENT": os.urandom(50000)})
                 expect(answer.startswith(b"NO "), "SIEVE of %s: %r" % (user, answer))
-        os.unlink(where + "/filler")
+        filler.truncate(0)
+        filler.close()
         subprocess.run(["mount", "-o", "remount,size=40M", where], check=True)
         with Talk(other) as talk:
             expect_equal(talk.get("USER", "full"), b"OK success", "GET USER")
@@ -989,6 +1006,68 @@ def full(to):
     finally:
         other.stop()
         subprocess.run(["umount", where], check=False)
+
+
+def conversations():
+    """What the clients of the recorded conversations sent."""
+    where = os.path.join(sandbox.TOP, "t/data/transcripts")
+    found = []
+    for folder in ("3.12", "3.13"):
+        for name in sorted(os.listdir(os.path.join(where, folder))):
+            with open(os.path.join(where, folder, name), "rb") as file:
+                parts = re.split(rb"(?m)^([<>])\d+[<>]", file.read())
+            said = [text for way, text in zip(parts[1::2], parts[2::2]) if way == b"<"]
+            raw = b"".join(text.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n") for text in said if not text.startswith((b"COMPRESS", b"AUTH", b"STARTTLS")))
+            if raw:
+                found.append(raw)
+    return found
+
+
+@hostile("recorded conversations with random damage, for five seconds")
+def fuzz(to):
+    seed = int(os.environ.get("SEED", time.time_ns() % 10**9))
+    diag("SEED=%d" % seed)
+    chance = random.Random(seed)
+    recorded = conversations()
+    expect(len(recorded) > 50, "%d conversations" % len(recorded))
+    pieces = [b"(", b")", b"%(", b'"', b"{5+}\r\n", b"{99999999999}\r\n", b"%{default " + b"0" * 40 + b" 5}\r\n", b"\r\n", b"\0", b"\xff", b"NIL", b" ", b"18446744073709551615", b"-1", b"../", b"%SHARED", b"\\", b"RECORD (", b"MBOXTYPE i ", b"SINCE_MODSEQ 5 "]
+    end = time.monotonic() + 5
+    rounds = kept = 0
+    while time.monotonic() < end:
+        raw = bytearray(chance.choice(recorded))
+        for _ in range(chance.choice((0, 1, 1, 2, 5, 30))):
+            at = chance.randrange(len(raw))
+            what = chance.randrange(6)
+            if what == 0:
+                raw[at] ^= 1 << chance.randrange(8)
+            elif what == 1:
+                del raw[at : at + chance.randrange(1, 60)]
+            elif what == 2:
+                raw[at:at] = chance.choice(pieces)
+            elif what == 3:
+                raw[at:at] = raw[max(0, at - chance.randrange(200)) : at]
+            elif what == 4:
+                digits = [m.span() for m in re.finditer(rb"\d+", raw[at : at + 500])]
+                if digits:
+                    first, last = chance.choice(digits)
+                    raw[at + first : at + last] = b"%d" % chance.choice((0, 1, 2**31, 2**32, 2**63, 2**64 - 1, 2**64))
+            else:
+                other = chance.choice(recorded)
+                start = chance.randrange(len(other))
+                raw[at : at + 50] = other[start : start + chance.randrange(300)]
+            if not raw:
+                raw = bytearray(b"NOOP\r\n")
+        with Talk(to) as talk:
+            if chance.randrange(3) == 0:
+                talk.compress()
+            talk.send(bytes(raw))
+            try:
+                talk.sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+            kept += talk.rest().count(b"OK ")
+        rounds += 1
+    diag("%d conversations, %d commands taken" % (rounds, kept))
 
 
 @hostile("after all of it: a restart and new indexes lose nothing")
