@@ -23,13 +23,14 @@ use std::collections::{BTreeSet, HashSet};
 use std::io::{BufRead, Write};
 
 /// Records up to which every MAILBOX is checked against what the rows say.
-const READ_ANEW: i64 = 512;
+const READ_ANEW: i64 = 128;
 
-/// Records up to which every MAILBOX is checked against the rows themselves.
-const CHECKED: i64 = 4096;
+/// Records up to which every MAILBOX is checked against the sums in the rows.
+const CHECKED: i64 = 512;
 
-/// A mailbox with more records is checked once in so many modseqs.
-const CHECK_EVERY: u64 = 32;
+/// A mailbox with more records is checked so rarely that this many rows are read for each MAILBOX
+/// on average: the cost does not grow with the mailbox.
+const CHECK_SHARE: i64 = 256;
 
 /// What an APPLY did to the stream.
 pub enum Applied {
@@ -743,7 +744,9 @@ fn judge(
         if let Some(row) = index.mailbox(stated.head.uniqueid()?)? {
             let counted = if row.records <= READ_ANEW {
                 index.sums_of_rows(row.id, row.epoch)?
-            } else if row.records <= CHECKED || row.highestmodseq % CHECK_EVERY == 0 {
+            } else if row.records <= CHECKED
+                || row.highestmodseq % (row.records / CHECK_SHARE).unsigned_abs() == 0
+            {
                 index.true_sums(row.id, row.epoch)?
             } else {
                 (row.sums, row.records)

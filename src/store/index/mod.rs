@@ -23,12 +23,15 @@ pub use write::Pending;
 
 use crate::error::{Error, Kind, Result};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 /// An open index.
 pub struct Index {
     conn: Connection,
     path: PathBuf,
+    /// Its write-ahead log is new: see [`Index::commit`].
+    fresh: Cell<bool>,
 }
 
 /// The name of the index that belongs to a data file.
@@ -68,23 +71,35 @@ impl Index {
         let index = Index {
             conn,
             path: path.to_owned(),
+            fresh: Cell::new(true),
         };
         index.settings(schema::SETTINGS)?;
         index
             .conn
-            .execute_batch(schema::CREATE)
+            .execute_batch(schema::FRESH)
+            .and_then(|()| index.conn.execute_batch(schema::CREATE))
             .map_err(|e| index.error(e))?;
         Ok(index)
     }
 
     /// Opens for writing. `NeedsReindex` if it is missing, foreign, or of an unknown version.
     pub fn open(path: &Path) -> Result<Index> {
+        let mut wal = path.as_os_str().to_owned();
+        wal.push("-wal");
+        let fresh = match std::fs::metadata(PathBuf::from(wal)) {
+            Ok(wal) => wal.len() == 0,
+            Err(e) => e.kind() == std::io::ErrorKind::NotFound,
+        };
         let index = Index::open_with(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         // An old tool may have switched it off in passing.
         index
             .conn
             .query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
             .map_err(|e| index.error(e))?;
+        if fresh {
+            index.run(schema::FRESH)?;
+            index.fresh.set(true);
+        }
         Ok(index)
     }
 
@@ -125,6 +140,7 @@ impl Index {
         let index = Index {
             conn,
             path: path.to_owned(),
+            fresh: Cell::new(false),
         };
         index.settings(settings)?;
         let application_id: i64 = index
@@ -169,8 +185,20 @@ impl Index {
     }
 
     /// Makes what was entered visible. Does not sync.
+    ///
+    /// With `synchronous` NORMAL SQLite would sync the header of a new write-ahead log and its
+    /// folder at the first commit, lest a reused log be read as new. A log that begins as an empty
+    /// file has nothing to be mixed up with, so that one commit goes without.
     pub fn commit(&self) -> Result<()> {
-        self.run("COMMIT")
+        self.run("COMMIT")?;
+        if self.fresh.get() {
+            match self.run(schema::SETTLED) {
+                Ok(()) => self.fresh.set(false),
+                // It is committed all the same; the next one tries again.
+                Err(e) => log::error!("DBERROR: setting refused error=<{e}>"),
+            }
+        }
+        Ok(())
     }
 
     /// Forgets what was entered; harmless outside a transaction.

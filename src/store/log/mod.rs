@@ -28,6 +28,9 @@ use std::sync::Arc;
 /// Plain bytes are collected up to this size before they are deflated.
 const BUFFER: usize = 128 * 1024;
 
+/// What a buffer keeps while nothing is appended.
+const KEPT: usize = 16 * 1024;
+
 /// A data file open for appending. Dropping it forgets what was not flushed.
 pub struct Log {
     file: Arc<dyn LogFile>,
@@ -273,7 +276,7 @@ impl Log {
         if let Some(member) = &mut self.member {
             let sink = member.home()?;
             sink.put(&self.buffer)?;
-            self.buffer.clear();
+            empty(&mut self.buffer);
             sink.flush()?;
             self.unsynced |= sink.end != self.end;
             self.end = sink.end;
@@ -402,6 +405,12 @@ impl Member {
             _ => Err(lost()),
         }
     }
+}
+
+/// Clears a buffer at a point after which nothing may come for long: a large one is freed.
+fn empty(buffer: &mut Vec<u8>) {
+    buffer.clear();
+    buffer.shrink_to(KEPT);
 }
 
 fn lost() -> Error {
