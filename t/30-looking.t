@@ -89,6 +89,17 @@ def messages(rig):
             expect_equal(hashlib.sha1(body).hexdigest(), seen["sha1"], "what IMAP delivers")
 
 
+@case("an empty message, which a replica cannot even take")
+def empty(rig):
+    rig.cyrus.user("empty")
+    rig.sync("-u", "empty")
+    inject(rig.to, "user.empty", [b"", b"x"])
+    listed = rig.to.listing(["empty"])["user.empty"]["records"]
+    expect_equal([r["size"] for _uid, r in sorted(listed.items())], [0, 1], "sizes")
+    done = rig.to.tool("dump", "message", "empty", hashlib.sha1(b"").hexdigest())
+    expect_equal((done.code, done.out), (0, ""), "dump")
+
+
 @case("show GUID and chunks agree on where a message is")
 def places(rig):
     plain = logfile.plain(rig.to.data_file("bert"))
