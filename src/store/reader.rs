@@ -99,7 +99,8 @@ impl Reader {
         let len = file.metadata().map_err(fail)?.len();
         let acknowledged = index.meta_number("acknowledged")?;
         let fits = match (&known, acknowledged) {
-            (None, None) => len == 0,
+            // A new one, into which perhaps the first bodies come; one being rebuilt is not.
+            (None, None) => len == 0 || index.meta_number("new")?.is_some(),
             (Some(known), Some(end)) => {
                 end as u64 <= len && *known == generation(&file)?.unwrap_or_default()
             }

@@ -74,6 +74,8 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
     let index_path = index::path_of(path);
     if len == 0 {
         let index = Index::create(&index_path)?;
+        // Readers see an empty backup until the first unit is durable.
+        index.set_meta("new", 1)?;
         return Ok(Opened {
             index,
             end: 0,

@@ -564,3 +564,23 @@ fn verify_is_content_with_what_is_whole_and_names_what_is_not() {
         assert!(!name.starts_with("verify"), "{name}");
     }
 }
+
+#[test]
+fn a_new_backup_reads_as_empty_while_its_first_bodies_come() {
+    let dir = Dir::new();
+    let mut backup = dir.open();
+    for n in 0..30 {
+        send(&mut backup, &vec![n; 200_000], 1000);
+    }
+    assert!(fs::metadata(dir.data()).unwrap().len() > 0);
+    let reader = Reader::open(&dir.data(), Stale::Repair(SETTINGS)).unwrap();
+    assert_eq!(reader.index().mailboxes(true).unwrap().len(), 0);
+    // Killed now, nothing of it is left.
+    drop(reader);
+    drop(backup);
+    let backup = dir.open();
+    assert_eq!(backup.index().totals().unwrap().messages, 0);
+    drop(backup);
+    let reader = Reader::open(&dir.data(), Stale::Refuse).unwrap();
+    assert_eq!(reader.index().mailboxes(true).unwrap().len(), 0);
+}

@@ -250,6 +250,7 @@ fn private(
             index.set_meta("generation", text(fact, "ID")?)?;
             index.set_meta("key", key_of(fact).ok_or_else(|| bad("KEY"))?)?;
             index.set_meta("created", time.0)?;
+            index.unset_meta("new")?;
         }
         b"COMPLETE" => lines.complete = Some((text(fact, "UNIQUEID")?, level("EPOCH"))),
         b"RESYNC" => {

@@ -255,6 +255,15 @@ impl Index {
             .map_err(|e| self.error(e))
     }
 
+    /// Removes a value of the meta table.
+    pub fn unset_meta(&self, key: &str) -> Result<()> {
+        self.conn
+            .prepare_cached("DELETE FROM meta WHERE key = ?1")
+            .and_then(|mut s| s.execute([key]))
+            .map_err(|e| self.error(e))?;
+        Ok(())
+    }
+
     /// Sets a value of the meta table.
     pub fn set_meta(&self, key: &str, value: impl rusqlite::ToSql) -> Result<()> {
         self.conn
