@@ -34,6 +34,7 @@ PEAK = 450 << 10
 class Server(Ours):
     """On a UNIX socket and on TCP, and able to say how it is."""
 
+    sound = {}
     log_at = os.path.getsize(sandbox._LOG_FILE) if os.path.exists(sandbox._LOG_FILE) else 0
 
     def start(self):
@@ -88,9 +89,12 @@ class Server(Ours):
         expect(not panics, "a panic", panics[:20])
         with Talk(self) as talk:
             expect_equal(talk.ask(b"NOOP"), b"OK Noop completed", "NOOP")
-        for path in self.spool():
+        for path, data in self.spool().items():
+            if self.sound.get(path) == hash(data):
+                continue
             logfile.lines(path)
             logfile.bodies(path)
+            self.sound[path] = hash(data)
             expect(
                 re.fullmatch(r"[A-Za-z]/[A-Za-z0-9@+=-][A-Za-z0-9@+.=-]*_[A-Za-z0-9]{6}", os.path.relpath(path, self.lines["backuppartition-default"])),
                 "a strange file: %r" % path,
@@ -863,7 +867,9 @@ def bombs(to):
             packed = packer.compress(head)
             took = True
             talk.deflater = None
-            for _ in range(size // len(pattern)):
+            # Lists without a limit as a whole are only slow.
+            total = size if pattern == zeros or b"{" in pattern else size // 5
+            for _ in range(total // len(pattern)):
                 packed += packer.compress(pattern)
                 if len(packed) > 50000:
                     took = took and talk.send(packed)
