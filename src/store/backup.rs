@@ -306,13 +306,16 @@ impl Backup {
         }
         self.begin(now)?;
         for line in lines {
+            if self.chunk.is_none() {
+                self.begin_chunk(now)?;
+            }
             if line.has_literal {
                 self.own_member(now)?;
             }
             self.put(line, now)?;
             if line.has_literal {
+                // The next line begins one: a member without lines is nothing to end a log with.
                 self.end_chunk()?;
-                self.begin_chunk(now)?;
             }
         }
         Ok(())
