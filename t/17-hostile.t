@@ -4,6 +4,7 @@ should not be, and the server goes on as before, with its memory and its logs in
 
 import base64
 import fcntl
+import gzip
 import hashlib
 import os
 import random
@@ -34,6 +35,7 @@ PEAK = 450 << 10
 class Server(Ours):
     """On a UNIX socket and on TCP, and able to say how it is."""
 
+    sound = {}
     log_at = os.path.getsize(sandbox._LOG_FILE) if os.path.exists(sandbox._LOG_FILE) else 0
 
     def start(self):
@@ -88,9 +90,12 @@ class Server(Ours):
         expect(not panics, "a panic", panics[:20])
         with Talk(self) as talk:
             expect_equal(talk.ask(b"NOOP"), b"OK Noop completed", "NOOP")
-        for path in self.spool():
+        for path, data in self.spool().items():
+            if self.sound.get(path) == hash(data):
+                continue
             logfile.lines(path)
             logfile.bodies(path)
+            self.sound[path] = hash(data)
             expect(
                 re.fullmatch(r"[A-Za-z]/[A-Za-z0-9@+=-][A-Za-z0-9@+.=-]*_[A-Za-z0-9]{6}", os.path.relpath(path, self.lines["backuppartition-default"])),
                 "a strange file: %r" % path,
@@ -541,24 +546,25 @@ def expunge(to):
 
 @hostile("lists of 100,000 elements")
 def long_lists(to):
+    fill(to, "long")
     began = time.monotonic()
     guids = [guid(b"%d" % n) for n in range(100000)]
     with Talk(to) as talk:
-        talk.send(b"APPLY RESERVE " + encode({"PARTITION": "default", "MBOXNAME": ["user.anna"], "GUID": guids}) + b"\r\n")
+        talk.send(b"APPLY RESERVE " + encode({"PARTITION": "default", "MBOXNAME": ["user.long"], "GUID": guids}) + b"\r\n")
         missing = talk.line()
         expect(missing.startswith(b"* MISSING (") and missing.count(b" ") == 100001, "MISSING: %d" % missing.count(b" "))
         expect_equal(talk.final(), b"OK success", "RESERVE")
-        for value in (["user.anna"] * 100000, ["user.u%d" % n for n in range(100000)]):
+        for value in (["user.long"] * 100000, ["user.u%d" % n for n in range(100000)]):
             expect_equal(talk.get("MAILBOXES", value), b"OK success", "GET MAILBOXES")
-        expect(talk.apply("SUB", {"USERID": "anna", "MBOXNAME": guids}).startswith(b"NO "), "SUB")
-        expect_equal(talk.apply("EXPUNGE", {"MBOXNAME": "user.anna", "UNIQUEID": "uniqueid-anna", "UID": list(range(1000, 101000))}), b"OK success", "EXPUNGE")
-        talk.get("USER", "anna")
+        expect(talk.apply("SUB", {"USERID": "long", "MBOXNAME": guids}).startswith(b"NO "), "SUB")
+        expect_equal(talk.apply("EXPUNGE", {"MBOXNAME": "user.long", "UNIQUEID": "uniqueid-long", "UID": list(range(1000, 101000))}), b"OK success", "EXPUNGE")
+        talk.get("USER", "long")
         flags = record(4, body(1), FLAGS=guids)
-        expect_equal(talk.apply("MAILBOX", box("anna", [record(n, body(n)) for n in (1, 2, 3)] + [flags], HIGHESTMODSEQ=21)), b"OK success", "FLAGS")
+        expect_equal(talk.apply("MAILBOX", box("long", [record(n, body(n)) for n in (1, 2, 3)] + [flags], HIGHESTMODSEQ=21)), b"OK success", "FLAGS")
         boxes = [b"K%d v" % n for n in range(100000)]
-        expect_equal(talk.ask(b"APPLY QUOTA %(ROOT user.anna " + b" ".join(boxes) + b")"), b"OK success", "QUOTA")
+        expect_equal(talk.ask(b"APPLY QUOTA %(ROOT user.long " + b" ".join(boxes) + b")"), b"OK success", "QUOTA")
         many = [record(n, b"") for n in range(1, 100001)]
-        answer = talk.apply("MAILBOX", box("anna", many, MBOXNAME="user.anna.many", UNIQUEID="many", LAST_UID=100000, HIGHESTMODSEQ=100001))
+        answer = talk.apply("MAILBOX", box("long", many, MBOXNAME="user.long.many", UNIQUEID="many", LAST_UID=100000, HIGHESTMODSEQ=100001))
         expect_equal(answer, b"NO IMAP_SYNC_CHANGED Changed since last sync", "MAILBOX without its bodies")
     diag("%.1f s" % (time.monotonic() - began))
     expect(time.monotonic() - began < 60, "it took too long")
@@ -863,7 +869,9 @@ def bombs(to):
             packed = packer.compress(head)
             took = True
             talk.deflater = None
-            for _ in range(size // len(pattern)):
+            # Lists without a limit as a whole are only slow.
+            total = size if pattern == zeros or b"{" in pattern else size // 5
+            for _ in range(total // len(pattern)):
                 packed += packer.compress(pattern)
                 if len(packed) > 50000:
                     took = took and talk.send(packed)
@@ -1080,6 +1088,10 @@ def again(to):
     to.stop()
     for user in before:
         to.drop_index(user)
+    for text in (b"# cyrus backup: chunk start\r\n", b""):
+        # Members without lines at the end are no damage.
+        with open(to.data_file("anna"), "ab") as file:
+            file.write(gzip.compress(text))
     to.start()
     with Talk(to) as talk:
         for user in before:

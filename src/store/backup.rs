@@ -381,6 +381,7 @@ impl Backup {
             }
             self.put(line, now)?;
             if line.has_literal {
+                // The next line begins one: a member without lines is nothing to end a log with.
                 self.end_chunk()?;
             }
         }

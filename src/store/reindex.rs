@@ -232,6 +232,8 @@ fn member(
                         sealed_end: Some(offset + compressed_len),
                     });
                 }
+            } else {
+                pass_over(out, offset, compressed_len);
             }
             Ok(Some(compressed_len))
         }
@@ -254,10 +256,22 @@ fn parser_end(
     offset: u64,
 ) -> Option<u64> {
     match parser.into_inner().end() {
-        Ok(MemberEnd::Sealed { compressed_len }) => Some(compressed_len),
+        Ok(MemberEnd::Sealed { compressed_len }) => {
+            pass_over(out, offset, compressed_len);
+            Some(compressed_len)
+        }
         _ => {
             out.damage.push((offset, "torn empty member".into()));
             None
+        }
+    }
+}
+
+/// A sealed member without lines: a log that was good up to it is good up to its end.
+fn pass_over(out: &mut Entered, offset: u64, length: u64) {
+    if let Some(good) = &mut out.good {
+        if good.sealed_end == Some(offset) {
+            good.sealed_end = Some(offset + length);
         }
     }
 }
