@@ -47,7 +47,8 @@ class Mail:
         while len(out) < size:
             at = self.random.randrange(len(Mail.text) - 8000)
             out += Mail.text[at : at + min(size - len(out), self.random.randint(500, 8000))]
-        return out
+        # No line end is left cut in half.
+        return out.replace(b"\r\n", b"\n").replace(b"\r", b"").replace(b"\n", b"\r\n")
 
     def one(self, size=None):
         """A message; of about `size` bytes of attachment if that is given."""

@@ -8,7 +8,7 @@ use cyr_backup::store::backup::{Backup, MailboxResult, Settings};
 use cyr_backup::store::index;
 use cyr_backup::store::line::Line;
 use cyr_backup::store::lock::{Create, Wait};
-use cyr_backup::store::reader::{Reader, Stale, readable};
+use cyr_backup::store::reader::{Reader, Stale, ask_still, readable};
 use cyr_backup::store::spool::Spool;
 use cyr_backup::util::time::Timestamp;
 use std::fs;
@@ -583,4 +583,57 @@ fn a_new_backup_reads_as_empty_while_its_first_bodies_come() {
     drop(backup);
     let reader = Reader::open(&dir.data(), Stale::Refuse).unwrap();
     assert_eq!(reader.index().mailboxes(true).unwrap().len(), 0);
+}
+
+/// Names in the folder.
+fn names(dir: &Dir) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(&dir.0)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_backup_at_rest_is_asked_without_a_trace() {
+    let dir = Dir::new();
+    let mut all = Vec::new();
+    let mut backup = dir.open();
+    deliver(&dir, &mut backup, &mut all, 1, 100);
+    let ask = || {
+        ask_still(&dir.data(), &mut |index, _| {
+            Ok(index.mailbox_by_name("user.anna")?.unwrap().last_uid)
+        })
+        .unwrap()
+    };
+    let settle = || std::thread::sleep(std::time::Duration::from_millis(120));
+    settle();
+    assert_eq!(ask(), None, "a writer has what is not in the file yet");
+    backup.finish().unwrap();
+    settle();
+    let before = names(&dir);
+    assert_eq!(before, ["anna_abcdef", "anna_abcdef.index"]);
+    let first = ask();
+    assert!(first.is_some());
+    assert_eq!(names(&dir), before);
+
+    // What is written while it is asked spoils the answer, also through a whole session.
+    let spoilt = ask_still(&dir.data(), &mut |index, _| {
+        let mut backup = dir.open();
+        deliver(&dir, &mut backup, &mut all, 2, 200);
+        backup.finish().unwrap();
+        Ok(index.mailbox_by_name("user.anna")?.unwrap().last_uid)
+    });
+    assert_eq!(spoilt.unwrap_or(None), None);
+    settle();
+    assert_eq!(ask(), first.map(|n| n + 2));
+
+    // A tail behind what the index knows is somebody else's business.
+    let mut log = fs::OpenOptions::new()
+        .append(true)
+        .open(dir.data())
+        .unwrap();
+    std::io::Write::write_all(&mut log, b"tail").unwrap();
+    assert_eq!(ask(), None);
 }

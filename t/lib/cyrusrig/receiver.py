@@ -19,7 +19,7 @@ import time
 from . import sandbox, server
 from .csync import VIRTUAL, Csync, Refused
 from .sandbox import BIN, Process, make_dir, run, wait_for, write
-from .tap import RECEIVER, Skip
+from .tap import RECEIVER, Failed, Skip
 
 _count = 0
 
@@ -360,7 +360,8 @@ class Ours(_Backup):
                 for item in self.json("mailboxes", *words)["mailboxes"]:
                     box = boxes.get(item["uniqueid"])
                     if box is not None and item["messages"] != len(box["records"]):
-                        raise RuntimeError(
+                        # Also when a client sent something in between: who waits for it looks again.
+                        raise Failed(
                             "%s: mailboxes says %d messages, messages lists %d"
                             % (item["mboxname"], item["messages"], len(box["records"]))
                         )
