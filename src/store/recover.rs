@@ -12,6 +12,7 @@ use super::index::{self, Index};
 use super::reindex::{self, From, Trailing};
 use crate::cyrus::dlist::{Limits, Parser, Value};
 use crate::error::{Error, Kind, Result};
+use crate::util::hex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -59,6 +60,36 @@ pub fn generation(file: &dyn LogFile) -> Result<Option<String>> {
     }
 }
 
+/// Bytes at the beginning of an old log that tell it from others: they hold the time and what was
+/// said first.
+const HEAD: u64 = 4096;
+
+/// What ties an index to a log whose first member names no generation: how many bytes at its
+/// beginning were looked at, and their SHA-256.
+fn origin(file: &dyn LogFile, len: u64) -> Result<String> {
+    Ok(format!(
+        "{len}:{}",
+        hex::encode(&reindex::hash(file, 0, len)?)
+    ))
+}
+
+/// Whether an index was made from this log, as far as their beginnings say. A log that began with
+/// the old tools names its generation further back, if at all, and is known by its first bytes.
+pub(super) fn belongs(index: &Index, file: &dyn LogFile) -> Result<bool> {
+    let known = index.meta_text("generation")?;
+    Ok(match (known, generation(file)?) {
+        (None, _) => false,
+        (Some(known), Some(named)) => known == named,
+        (Some(_), None) => match index.meta_text("origin")? {
+            Some(known) => {
+                let len = known.split(':').next().and_then(|n| n.parse().ok());
+                known == origin(file, len.unwrap_or(0).min(HEAD))?
+            }
+            None => false,
+        },
+    })
+}
+
 /// Brings log and index together. The lock is held.
 pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
     let index_path = index::path_of(path);
@@ -73,8 +104,7 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
         });
     }
     let opened = Index::open(&index_path).and_then(|index| {
-        let ours = index.meta_text("generation")?;
-        if ours != generation(&**file)? || ours.is_none() {
+        if !belongs(&index, &**file)? {
             return Err(Error::new(
                 Kind::NeedsReindex,
                 "the index belongs to another log",
@@ -96,6 +126,7 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
                 "index rebuilt filename=<{}> reason=<{e}>",
                 index_path.display()
             );
+            index::retire(&index_path)?;
             rebuild(file, path, len)
         }
         Err(e) => Err(e),
@@ -217,12 +248,18 @@ fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
             0
         }
     };
-    if index.meta_text("generation")?.is_none() {
-        // A log of the old tools: its index is ours by being here.
+    // A log of the old tools names itself when we first write to it. Until then it promises nothing
+    // that could be missed here.
+    let ours = index.meta_text("generation")?.is_some();
+    if !ours {
         index.set_meta("generation", "")?;
     }
-    // A log of the old tools promises nothing that could be missed here.
-    let ours = generation(&**file)?.is_some();
+    if generation(&**file)?.is_none() {
+        index.set_meta("origin", origin(&**file, end.min(HEAD))?)?;
+    }
+    if !ours {
+        adopted(&index, path, &entered)?;
+    }
     let mut damage = entered.damage;
     for (guid, offset) in entered.wrong {
         damage.push((
@@ -239,6 +276,23 @@ fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
         damage,
         doubtful,
     })
+}
+
+/// Tells what was found in a log of the old tools, also whose mail may be in it.
+fn adopted(index: &Index, path: &Path, entered: &reindex::Entered) -> Result<()> {
+    let (totals, foreign) = (index.totals()?, index.unreferenced()?);
+    log::warn!(
+        "backup of old tools adopted filename=<{}> chunks={} mailboxes={} messages={} \
+         unreferenced={} unreferenced_bytes={} findings={}",
+        path.display(),
+        totals.chunks,
+        totals.mailboxes,
+        totals.records,
+        foreign.0,
+        foreign.1,
+        entered.damage.len() + entered.wrong.len()
+    );
+    Ok(())
 }
 
 /// Nothing is thrown away because it does not fit: the file as it was stays beside.

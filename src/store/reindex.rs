@@ -9,7 +9,7 @@ use super::file::{FileReader, LogFile};
 use super::gzip::{MemberEnd, MemberReader, find_next_member};
 use super::index::{Index, Lines, Place, apply_line};
 use super::line::CHUNK_START;
-use crate::cyrus::dlist::{Limits, Parser, Why};
+use crate::cyrus::dlist::{Limits, ParseError, Parser, Start, Why};
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
 use crate::util::time::Timestamp;
@@ -44,6 +44,10 @@ pub struct Entered {
     pub wrong: Vec<(Guid, u64)>,
     /// Where reading ended.
     pub end: u64,
+    /// Lines passed over because they could not be understood.
+    refused: u32,
+    /// Plain bytes of the last member that could be read as lines.
+    plain: u64,
 }
 
 /// What becomes of MESSAGE lines at the end that no later line refers to.
@@ -54,6 +58,10 @@ pub enum Trailing {
     /// They were never acknowledged as anybody's: cut.
     Cut,
 }
+
+/// So many lines that read but cannot be understood are passed over; each costs reading its member
+/// anew.
+const REFUSED: u32 = 100;
 
 /// Where to begin.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +100,7 @@ pub fn enter(
                     .map_err(|e| Error::io("cannot read log", e))?
                 {
                     Some(next) if next < until => {
+                        close(file, index, offset, next, &out)?;
                         out.damage
                             .push((offset, format!("goes on at the member at {next}")));
                         offset = next;
@@ -105,6 +114,17 @@ pub fn enter(
     index.rollback_to("good")?;
     index.release("good")?;
     Ok(out)
+}
+
+/// Completes the row of a member that ends without a trailer and is not the last one.
+fn close(file: &dyn LogFile, index: &Index, offset: u64, next: u64, out: &Entered) -> Result<()> {
+    match index.last_chunk()? {
+        Some(chunk) if chunk.offset == offset && chunk.length.is_none() => {
+            let hash = hash(file, offset, next - offset)?;
+            index.end_chunk(chunk.id, next - offset, out.plain, &hash)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Enters one member. Returns its compressed length if it is sealed and sound.
@@ -130,7 +150,16 @@ fn member(
             Ok(true) => skip = 0,
             Ok(false) => {
                 // An empty member, as old zlibs write them.
-                return Ok(parser_end(parser, out, offset));
+                let length = parser_end(parser, out, offset);
+                if let Some(length) = length {
+                    let good = Good {
+                        member: offset,
+                        plain: 0,
+                        sealed_end: Some(offset + length),
+                    };
+                    without_lines(index, out, trailing, good)?;
+                }
+                return Ok(length);
             }
             Err(e) => {
                 out.damage.push((offset, e.to_string()));
@@ -138,7 +167,7 @@ fn member(
             }
         }
     }
-    if let Err(e) = parser.body(skip, &mut |_| Ok::<(), crate::cyrus::dlist::ParseError>(())) {
+    if let Err(e) = parser.body(skip, &mut |_| Ok::<(), ParseError>(())) {
         out.damage.push((offset, e.to_string()));
         return Ok(None);
     }
@@ -146,6 +175,14 @@ fn member(
         let at = parser.position();
         match parser.peek() {
             Ok(None) => break,
+            Ok(Some(b'#')) => match comment(&mut parser) {
+                Ok(()) => continue,
+                Err(e) => {
+                    broken = Some(format!("line at {at}: {e}"));
+                    ends_good = false;
+                    break;
+                }
+            },
             Ok(Some(_)) => {}
             Err(e) => {
                 broken = Some(e.to_string());
@@ -153,6 +190,7 @@ fn member(
             }
         }
         index.savepoint("line")?;
+        let before = chunk;
         match line(index, &mut parser, &mut lines, &mut chunk, offset, at, out) {
             Ok(belongs) => {
                 index.release("line")?;
@@ -175,7 +213,21 @@ fn member(
             Err(e) => {
                 index.rollback_to("line")?;
                 index.release("line")?;
-                broken = Some(format!("line at {at}: {e}"));
+                chunk = before;
+                let what = format!("line at {at}: {e}");
+                // Said well, but not to be understood: the old server logged what it then refused.
+                let next = match trailing {
+                    Trailing::Keep if out.refused < REFUSED => pass(file, offset, until, at)?,
+                    _ => None,
+                };
+                if let Some(next) = next {
+                    out.refused += 1;
+                    out.damage.push((offset, what));
+                    parser = next;
+                    ends_good = true;
+                    continue;
+                }
+                broken = Some(what);
                 ends_good = false;
                 break;
             }
@@ -184,6 +236,7 @@ fn member(
     out.wrong
         .extend(lines.wrong.drain(..).map(|(guid, _)| (guid, offset)));
     let plain = parser.position();
+    out.plain = plain;
     let mut reader = parser.into_inner();
     let end = reader.end();
     match end {
@@ -201,6 +254,13 @@ fn member(
                         sealed_end: Some(offset + compressed_len),
                     });
                 }
+            } else {
+                let good = Good {
+                    member: offset,
+                    plain,
+                    sealed_end: Some(offset + compressed_len),
+                };
+                without_lines(index, out, trailing, good)?;
             }
             Ok(Some(compressed_len))
         }
@@ -215,6 +275,17 @@ fn member(
             Ok(None)
         }
     }
+}
+
+/// A sealed member in which nothing is said, as the old server writes one for each session that only
+/// asks: the log may end with it.
+fn without_lines(index: &Index, out: &mut Entered, trailing: Trailing, good: Good) -> Result<()> {
+    if trailing == Trailing::Keep {
+        index.release("good")?;
+        index.savepoint("good")?;
+        out.good = Some(good);
+    }
+    Ok(())
 }
 
 fn parser_end(
@@ -242,6 +313,60 @@ fn first_line<R: io::BufRead>(parser: &mut Parser<R>) -> Result<bool> {
         return Err(Error::new(Kind::Damaged, "does not begin as a chunk"));
     }
     Ok(true)
+}
+
+/// Passes over a comment: whoever edited a log by hand may have left some.
+fn comment<R: io::BufRead>(parser: &mut Parser<R>) -> Result<()> {
+    parser.word(|b| b != b'\n')?;
+    Ok(parser.end_line()?)
+}
+
+/// Reads the member at `offset` anew up to behind the line at `at`; `None` if that line does not
+/// read.
+fn pass(
+    file: &dyn LogFile,
+    offset: u64,
+    until: u64,
+    at: u64,
+) -> Result<Option<Parser<MemberReader<FileReader<'_>>>>> {
+    let reader = MemberReader::new(FileReader::until(file, offset, until));
+    let mut parser = Parser::new(reader, Limits::default());
+    let mut read = || -> Result<()> {
+        parser.body(at, &mut |_| Ok::<(), ParseError>(()))?;
+        parser.word(|b| b.is_ascii_digit())?;
+        for _ in 0..2 {
+            parser.space()?;
+            parser.word(|b| b.is_ascii_alphanumeric() || b == b'_')?;
+        }
+        parser.space()?;
+        skip(&mut parser, 0)?;
+        Ok(parser.end_line()?)
+    };
+    Ok(read().is_ok().then_some(parser))
+}
+
+/// Passes over a value in constant memory.
+fn skip<R: io::BufRead>(parser: &mut Parser<R>, depth: u32) -> Result<()> {
+    if depth > Limits::default().depth {
+        return Err(Error::new(Kind::Damaged, "nested too deeply"));
+    }
+    match parser.start()? {
+        Start::Leaf(_) => {}
+        Start::File(head) => {
+            parser.body(head.size, &mut |_| Ok::<(), ParseError>(()))?;
+        }
+        Start::List => {
+            while parser.list_next()? {
+                skip(parser, depth + 1)?;
+            }
+        }
+        Start::Kv => {
+            while parser.kv_next()?.is_some() {
+                skip(parser, depth + 1)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Enters one line; true if it settles what stands before it.
