@@ -196,11 +196,7 @@ fn check(sample: &Sample, index: &Index) {
         extra.remove(name);
         let ours = &ours[name];
         for key in names(theirs) {
-            assert_eq!(
-                ours[&key], theirs[&key],
-                "{}: {key} of {name}",
-                sample.name
-            );
+            assert_eq!(ours[&key], theirs[&key], "{}: {key} of {name}", sample.name);
         }
     }
     let scripts: BTreeSet<_> = index
@@ -264,9 +260,7 @@ fn check_told(sample: &Sample, index: &Index) {
                         == list.as_array().unwrap().len()
                 }
                 (_, Value::Null) => ours.is_none_or(|v| *v == Dlist::Nil),
-                (_, value) => {
-                    ours.and_then(Dlist::as_str) == Some(value.as_str().unwrap())
-                }
+                (_, value) => ours.and_then(Dlist::as_str) == Some(value.as_str().unwrap()),
             };
             assert!(same, "{}: {name}: {key} {value} {ours:?}", sample.name);
         }
@@ -361,7 +355,11 @@ fn each_is_continued() {
         let inode = sample.inode();
         let before = held(sample.reader().index());
         let mut backup = sample.open();
-        assert_eq!(sample.inode(), inode, "{name}: the index is not built twice");
+        assert_eq!(
+            sample.inode(),
+            inode,
+            "{name}: the index is not built twice"
+        );
         assert_eq!(backup.index().meta_text("generation").unwrap().unwrap(), "");
         let clock = backup.index().meta_number("stamp").unwrap().unwrap();
         subscribe(&mut backup, "user.anna.one");
@@ -395,7 +393,11 @@ fn each_is_continued() {
         assert_eq!(backup.index().meta_text("generation").unwrap().unwrap(), id);
         backup.finish().unwrap();
         let facts = Command::new("sh")
-            .args(["-c", "zcat < \"$1\" 2>/dev/null | grep -ac 'GENERATION %('", "sh"])
+            .args([
+                "-c",
+                "zcat < \"$1\" 2>/dev/null | grep -ac 'GENERATION %('",
+                "sh",
+            ])
             .arg(sample.data())
             .output()
             .unwrap();
@@ -411,11 +413,7 @@ fn an_index_of_another_old_log_does_not_fit() {
     drop(one.reader());
     drop(two.reader());
     // Only the smaller one could pass for the other by its length.
-    fs::copy(
-        index::path_of(&one.data()),
-        index::path_of(&two.data()),
-    )
-    .unwrap();
+    fs::copy(index::path_of(&one.data()), index::path_of(&two.data())).unwrap();
     assert!(Reader::open(&two.data(), Stale::Refuse).is_err());
     check(&two, two.reader().index());
     assert_eq!(two.others().len(), 1, "an index of ours is not kept");
@@ -497,4 +495,69 @@ fn a_torn_end_is_cut_and_kept() {
         assert_eq!(copies, 1, "{less}");
         assert!(sample.findings().is_empty(), "{less}");
     }
+}
+
+/// What the old server lost is found when the log becomes ours, and asked for again.
+#[test]
+fn a_mailbox_that_lacks_something_is_marked_at_the_first_write() {
+    let sample = Sample::new("sessions");
+    let starts: Vec<usize> = (0..sample.log.len() - 3)
+        .filter(|&i| sample.log[i..].starts_with(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0]))
+        .collect();
+    let mut log = sample.log[..starts[1]].to_vec();
+    log.extend_from_slice(&sample.log[starts[2]..]);
+    fs::write(sample.data(), &log).unwrap();
+    assert!(sample.reader().index().marks().unwrap().is_empty());
+    assert_eq!(
+        fs::read(sample.data()).unwrap(),
+        log,
+        "looking writes nothing"
+    );
+    let mut backup = sample.open();
+    subscribe(&mut backup, "user.anna.one");
+    let marks = backup.index().marks().unwrap();
+    assert_eq!(marks.len(), 1);
+    backup.finish().unwrap();
+    assert!(sample.findings().is_empty());
+    index::remove(&index::path_of(&sample.data())).unwrap();
+    let mut backup = sample.open();
+    assert_eq!(backup.index().marks().unwrap().len(), 1);
+    let len = fs::metadata(sample.data()).unwrap().len();
+    drop(backup);
+    backup = sample.open();
+    assert_eq!(backup.index().marks().unwrap(), marks);
+    assert_eq!(fs::metadata(sample.data()).unwrap().len(), len);
+}
+
+/// A session that only asked is all there is, and lies behind what a killed one left.
+#[test]
+fn members_without_lines_stay_wherever_they_are() {
+    let sample = Sample::new("empty");
+    let killed = Sample::new("killed");
+    let header = &sample.log[..55];
+    let starts: Vec<usize> = (0..killed.log.len() - 3)
+        .filter(|&i| killed.log[i..].starts_with(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0]))
+        .collect();
+    let torn = [&killed.log[..starts[2]], header].concat();
+    for (log, many) in [
+        (header.to_vec(), 0),
+        ([header, header].concat(), 0),
+        (torn, 2),
+    ] {
+        fs::write(sample.data(), &log).unwrap();
+        index::remove(&index::path_of(&sample.data())).unwrap();
+        for _ in 0..2 {
+            sample.open().finish().unwrap();
+            assert_eq!(fs::read(sample.data()).unwrap(), log);
+            assert_eq!(sample.findings().len(), many);
+        }
+        let mut backup = sample.open();
+        subscribe(&mut backup, "user.anna.one");
+        backup.finish().unwrap();
+        assert!(fs::read(sample.data()).unwrap().starts_with(&log));
+        let found = sample.findings();
+        assert_eq!(found.len(), many, "{found:?}");
+    }
+    let others = sample.others();
+    assert!(others.is_empty(), "{others:?}");
 }

@@ -146,7 +146,11 @@ impl Index {
                 .map_err(|e| index.error(e))
         };
         if number("application_id")? != schema::APPLICATION_ID {
-            return Err(Error::new(Kind::NeedsReindex, "an index of other tools; it is made anew at the next use").at(path));
+            return Err(Error::new(
+                Kind::NeedsReindex,
+                "an index of other tools; it is made anew at the next use",
+            )
+            .at(path));
         }
         let version = index.meta_number("schema")?;
         if version != Some(schema::VERSION) {
