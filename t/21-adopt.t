@@ -7,6 +7,7 @@ import glob
 import os
 import re
 import shutil
+import signal
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
@@ -76,6 +77,23 @@ def setup():
     rig.indexes = {user: content(path + ".index") for user, path in rig.files.items()}
     rig.to.start()
     return rig
+
+
+def kill_writer(to, path):
+    """kill -9 of the backupd that has a log open."""
+    family = [to.process.pid]
+    for pid in family:
+        with open("/proc/%d/task/%d/children" % (pid, pid)) as file:
+            family += [int(word) for word in file.read().split()]
+        for fd in os.listdir("/proc/%d/fd" % pid):
+            try:
+                found = os.path.samefile("/proc/%d/fd/%s" % (pid, fd), path)
+            except OSError:
+                continue
+            if found:
+                os.kill(pid, signal.SIGKILL)
+                return
+    raise Failed("nobody has %s open" % path)
 
 
 def told(to, user):
@@ -197,6 +215,39 @@ def named(rig):
     expect_none(rig.to.checked(list(USERS)), "verify")
     rig.to.restart()
     expect_none(rig.to.checked(list(USERS)), "verify after a restart")
+
+
+@case("one whose writer was killed in a session: the sync goes on, nothing is sent again")
+def killed(rig):
+    old = Backupd()
+    try:
+        rig.cyrus.user("dora")
+        fill(rig, "dora", 4)
+        rig.sync("-u", "dora", to=old)
+        wire = old.csync()
+        wire.command("GET USER", "dora")
+        for n in range(3):
+            wire.command("APPLY SUB", {"USERID": "dora", "MBOXNAME": "user.dora.f%d" % n})
+        path = old.data_file("dora")
+        kill_writer(old, path)
+        old.stop()
+        to = receiver(start=False, configdirectory=old.tree + "/conf", **{"backuppartition-default": old.tree + "/backup"})
+        to.tree = old.tree
+        before = content(path)
+        listed = to.json("messages", "dora")["messages"]
+        expect_equal(len(listed), 4, "messages listed by a tool")
+        expect(content(path).startswith(before), "nothing of the log is lost")
+        to.start()
+        try:
+            rig.sync("-u", "dora", to=to)
+            wait_for(lambda: ended(to), 5, "line about the session")
+            expect_equal(ended(to), [(0, 0)], "messages sent, commands refused")
+            rig.whole("dora", to=to, bodies=False, ignore=("mboxtype",))
+            expect_none(to.checked(["dora"]), "verify")
+        finally:
+            to.stop()
+    finally:
+        old.stop()
 
 
 @case("a shared mailbox begins its own backup, the old one stays readable")
