@@ -66,7 +66,7 @@ def proportional(rig):
     expect(plain <= limit, "plain text is proportional to the mail", ["%d bytes, at most %d" % (plain, limit)])
 
 
-@case("a second -A changes nothing: no byte is written", only=BACKUPS, todo={"backupd": "writes empty chunks"})
+@case("a second -A changes nothing: no byte is written", only=BACKUPS, todo={"backupd": "B20: an empty chunk each time"})
 def nothing(rig):
     before = {u: os.path.getsize(p) for u, p in rig.to.data_files().items()}
     rig.sync("-A", timeout=180)

@@ -147,13 +147,17 @@ def user_rename(rig):
     expect_none(sorted(kept["miss"] - held["miss"] - before), "others' mail in the log of the old name")
 
 
-def put(to, user, body, others=()):
+def reserve(wire, user, guid):
+    wire.command("APPLY RESERVE", {"PARTITION": "default", "MBOXNAME": ["user." + user], "GUID": [guid]})
+
+
+def put(to, user, body):
     """One message more in the INBOX, as a sender would: GET, RESERVE, MESSAGE, MAILBOX."""
     guid = hashlib.sha1(body).hexdigest()
     wire = to.csync()
     try:
-        box = dict(wire.command("GET MAILBOXES", ["user." + user, *others])[0][1])
-        wire.command("APPLY RESERVE", {"PARTITION": "default", "MBOXNAME": ["user." + user], "GUID": [guid]})
+        box = dict(wire.command("GET MAILBOXES", ["user." + user])[0][1])
+        reserve(wire, user, guid)
         wire.command("APPLY MESSAGE", [dlist.File("default", guid, body)])
         for key in ("SYNC_CRC", "SYNC_CRC_ANNOT", "XCONVMODSEQ"):
             box.pop(key, None)
@@ -223,34 +227,53 @@ def synced(rig):
 
 
 @case("B16: a message that cannot be staged is refused, nothing is put in its place", only=BACKUPS,
-      todo={"backupd": "B16: there it depends on when, see its source"})
+      todo={"backupd": "B16: NIL is stored, and the answer is OK"})
 def unstaged(rig):
     to = receiver(**({"backup_staging_max": "100K"} if RECEIVER == "ours" else {}))
+    tracer = None
     try:
         user = "unstaged"
-        fill(rig, user)
-        rig.sync("-u", user, to=to)
-        if RECEIVER == "backupd":
-            # What is staged can be written but not read again.
-            to.stop()
-            to.write_conf(umask="0477")
-            to.start()
         body = message("large", 300000, to=user)
         guid = hashlib.sha1(body).hexdigest()
-        try:
-            # With two users it is not clear whose log it belongs to, so it has to be staged.
-            put(to, user, body, ["user.anna"] if RECEIVER == "ours" else [])
-            refused = None
-        except Refused as why:
-            refused = why
-        for _stamp, name, value in logfile.lines(to.data_file(user)):
-            expect(name != "MESSAGE" or all(value), "no NIL stands for a message")
-        expect(refused is not None, "the message is refused")
-        expect(guid not in logfile.bodies(to.data_file(user)), "nothing of it is stored")
+        fill(rig, user)
+        rig.sync("-u", user, to=to)
+        wire = to.csync()
         if RECEIVER == "ours":
-            rig.whole(user, to=to)
+            # With two users it is not clear whose log it belongs to, so it has to be staged.
+            wire.command("GET MAILBOXES", ["user." + user, "user.anna"])
+        else:
+            wire.command("GET MAILBOXES", ["user." + user])
+            tracer = unreadable(to, guid)
+        reserve(wire, user, guid)
+        try:
+            wire.command("APPLY MESSAGE", [dlist.File("default", guid, body)])
+            refused = False
+        except Refused:
+            refused = True
+        wire.close()
+        for _stamp, name, value in logfile.lines(to.data_file(user)):
+            expect(name != "MESSAGE" or None not in value, "no NIL stands for a message")
+        expect(refused, "the message is refused")
+        expect(guid not in logfile.bodies(to.data_file(user)), "nothing of it is stored")
+        rig.whole(user, to=to)
     finally:
+        if tracer:
+            tracer.kill()
         to.stop()
+
+
+def unreadable(to, guid):
+    """Make the third look at the old one's staging file fail: the one that copies it."""
+    strace = shutil.which("strace")
+    if not strace:
+        raise Skip("strace is missing")
+    (pid,) = os.listdir(to.tree + "/conf/proc")
+    words = [strace, "-f", "-p", pid, "-P", "%s/tmp/sync./%s/%s" % (to.dir, pid, guid), "-e", "trace=openat"]
+    tracer = sandbox.Process(
+        sandbox.as_cyrus(words + ["-e", "inject=openat:error=EACCES:when=3"]), to.dir + "/log/strace"
+    )
+    wait_for(lambda: "attached" in tracer.output(), 10, "strace")
+    return tracer
 
 
 @case("a full disk: refused with NO, nothing half is kept, and it goes on when there is room", only=OURS)

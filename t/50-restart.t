@@ -14,6 +14,8 @@ from cyrusrig import *
 
 TIMES = int(os.environ.get("RESTARTS", "20"))
 USERS = ["anna", "bert", "cora"]
+# How long a client that finds nobody waits before it knocks again, else 15 s and more.
+SOON = {"sync_reconnect_maxwait": "1s"}
 
 
 def setup():
@@ -57,12 +59,12 @@ class Traffic:
 
 @case("%d polite restarts under rolling traffic" % TIMES)
 def restarts(rig):
-    client = rig.cyrus.rolling(rig.to)
+    client = rig.cyrus.rolling(rig.to, **SOON)
     traffic = Traffic(rig)
     gone = 0
     try:
         for _number in range(TIMES):
-            time.sleep(0.4)
+            time.sleep(0.2)
             rig.to.restart()
             gone += client.restart_if_gone()
         traffic.stop()
@@ -81,11 +83,11 @@ def hup(rig):
     to = receiver(master=True)
     try:
         rig.sync("-u", *USERS, to=to)
-        client = rig.cyrus.rolling(to)
+        client = rig.cyrus.rolling(to, **SOON)
         traffic = Traffic(rig)
         try:
             for _number in range(TIMES):
-                time.sleep(0.6)
+                time.sleep(0.35)
                 to.process.signal(signal.SIGHUP)
             expect(client.running(), "the rolling client is still there", [client.process.output()])
             traffic.stop()
@@ -104,9 +106,9 @@ def hup_idle(rig):
     to = receiver(master=True)
     try:
         rig.sync("-u", *USERS, to=to)
-        client = rig.cyrus.rolling(to)
+        client = rig.cyrus.rolling(to, **SOON)
         try:
-            for number in range(4):
+            for number in range(2):
                 with rig.cyrus.imap("anna") as imap:
                     imap.append("INBOX", message("idle%d" % number))
                 client.drain(30)
@@ -128,7 +130,7 @@ def hup_idle(rig):
 def idle(rig):
     # The cases before may have sent the log's work to another receiver.
     rig.sync("-u", *USERS)
-    client = rig.cyrus.rolling(rig.to)
+    client = rig.cyrus.rolling(rig.to, **SOON)
     try:
         with rig.cyrus.imap("bert") as imap:
             imap.append("INBOX", message("before idling"))
@@ -156,7 +158,7 @@ def idle(rig):
 @case("%d times kill -9 under rolling traffic" % (TIMES // 2), only=("ours",))
 def killed(rig):
     rig.sync("-u", *USERS)
-    client = rig.cyrus.rolling(rig.to)
+    client = rig.cyrus.rolling(rig.to, **SOON)
     traffic = Traffic(rig)
     try:
         for number in range(TIMES // 2):

@@ -71,11 +71,18 @@ class Host:
         wait_for(
             lambda: not self.process.running() or sandbox.listening(("127.0.0.1", self.port)), 20, "our port"
         )
-        expect(self.process.running(), "it runs", [self.process.output(), self.recent_log()])
+        if not self.process.running():
+            raise Failed("it ended at once", [self.process.output(), self.recent_log()])
 
     def start_master(self, cyrus_conf):
         path = write(self.dir + "/cyrus.conf", self.moved(cyrus_conf))
         self.start([BIN + "/master", "-C", self.imapd_conf, "-M", path, "-p", self.dir + "/master.pid", "-D"])
+
+    def passwd(self):
+        """Give the sender its password, once."""
+        if not os.path.exists(self.dir + "/conf/backup_passwd"):
+            done = self.run("passwd", "mail1", stdin=PASSWORD.encode() + b"\n")
+            expect_equal((done.code, done.err), (0, ""), "passwd")
 
     def stop(self):
         if self.process is not None:
@@ -115,6 +122,7 @@ class Pair:
 
     def sent(self, user):
         """A new user with a message goes over and is listed."""
+        self.host.passwd()
         self.cyrus.user(user)
         with self.cyrus.imap(user) as imap:
             imap.append("INBOX", message("for the examples", to=user))
@@ -127,8 +135,7 @@ class Pair:
 
 @case("a password for the sender of etc/imapd.conf")
 def password(pair):
-    done = pair.host.run("passwd", "mail1", stdin=PASSWORD.encode() + b"\n")
-    expect_equal((done.code, done.err), (0, ""), "passwd")
+    pair.host.passwd()
     done = pair.host.run("passwd", "-l")
     expect("mail1" in done.out, "listed", [str(done)])
     expect(os.path.exists(pair.host.dir + "/conf/backup_passwd"), "where the manual says")

@@ -155,6 +155,7 @@ impl Ready {
 /// Serves as imapd.conf says until told to stop. We are the cyrus user already, and have no other
 /// thread and no log yet.
 pub fn run(args: &Args, context: &Context, _out: &mut Out) -> Result<Outcome> {
+    crate::sys::memory::give_back();
     let config = context.config.clone();
     let verbose = context.globals.verbose > 0;
     let level = match context.globals.verbose {

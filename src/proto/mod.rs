@@ -1,7 +1,6 @@
 //! The replication conversation over any Read and Write. Never imports the store.
 #![forbid(unsafe_code)]
 
-pub mod command;
 pub mod compress;
 pub mod line;
 pub mod reply;

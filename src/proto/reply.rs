@@ -58,8 +58,6 @@ pub const BAD_UNKNOWN: &str = "BAD IMAP_PROTOCOL_ERROR Unrecognized command";
 pub const BAD_TOO_LONG: &str = "BAD IMAP_PROTOCOL_ERROR Line too long";
 /// New work while shutting down: the client sends NOOP and EXIT and comes back.
 pub const NO_STOPPING: &str = "NO Shutting down, please come back later";
-/// No more connections are taken; instead of a banner.
-pub const BYE_FULL: &str = "BYE Too many connections, please come back later";
 /// Before we close on shutdown.
 pub const BYE_STOPPING: &str = "BYE shutting down";
 /// Before we close on an idle connection.

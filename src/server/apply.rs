@@ -23,13 +23,14 @@ use std::collections::{BTreeSet, HashSet};
 use std::io::{BufRead, Write};
 
 /// Records up to which every MAILBOX is checked against what the rows say.
-const READ_ANEW: i64 = 512;
+const READ_ANEW: i64 = 128;
 
-/// Records up to which every MAILBOX is checked against the rows themselves.
-const CHECKED: i64 = 4096;
+/// Records up to which every MAILBOX is checked against the sums in the rows.
+const CHECKED: i64 = 512;
 
-/// A mailbox with more records is checked once in so many modseqs.
-const CHECK_EVERY: u64 = 32;
+/// A mailbox with more records is checked so rarely that this many rows are read for each MAILBOX
+/// on average: the cost does not grow with the mailbox.
+const CHECK_SHARE: i64 = 256;
 
 /// What an APPLY did to the stream.
 pub enum Applied {
@@ -248,12 +249,13 @@ fn messages<R: BufRead>(held: &mut Held, parser: &mut Parser<R>) -> Read<()> {
     }
     let expected = held.expected().map(str::to_owned);
     let mut done: Result<()> = Ok(());
+    let mut unread = 0u64;
     while parser.list_next()? {
         let head = match parser.start()? {
             Start::File(head) => head,
             // A message the sender could not read. Its record comes all the same.
-            Start::Leaf(_) => {
-                log::warn!("the sender could not read a message it announced");
+            Start::Leaf(Value::Nil) => {
+                unread += 1;
                 continue;
             }
             _ => {
@@ -323,6 +325,9 @@ fn messages<R: BufRead>(held: &mut Held, parser: &mut Parser<R>) -> Read<()> {
         }
     }
     parser.end_line()?;
+    if unread > 0 {
+        log::warn!("the sender could not read messages it announced count={unread}");
+    }
     if let Some(key) = expected {
         if held.held(&key).is_some() {
             let ended = held.get(&key).and_then(|b| b.messages_end());
@@ -508,12 +513,45 @@ fn state(held: &mut Held, stated: Stated) -> Result<()> {
         Plan::Nothing => Ok(()),
         Plan::Changed(why) => Err(Error::new(Kind::Changed, why).place(mboxname)),
         Plan::Mark(level, why) => Err(resync(held, &key, &uniqueid, &mboxname, level, why)),
-        Plan::Changes => enter(held, &key, stated, None, false),
+        Plan::Changes => {
+            if said_before(index, &stated, row.as_ref())? {
+                Ok(())
+            } else {
+                enter(held, &key, stated, None, false)
+            }
+        }
         Plan::Complete(epoch) => enter(held, &key, stated, Some(epoch), doubted),
     }?;
     held.complete.remove(&uniqueid);
     held.stats.mailboxes += 1;
     Ok(())
+}
+
+/// Whether head and records are all as we have them, bodies included: the same MAILBOX again.
+fn said_before(index: &Index, stated: &Stated, row: Option<&MailboxRow>) -> Result<bool> {
+    let Some(row) = row.filter(|r| r.head == stated.head) else {
+        return Ok(false);
+    };
+    let mut parser = Parser::new(
+        stated.spool.reader(0, stated.spool.len()),
+        crate::cyrus::dlist::Limits::default(),
+    );
+    parser.start()?;
+    while let Some(key) = parser.kv_next()? {
+        if key != b"RECORD" {
+            parser.value()?;
+            continue;
+        }
+        parser.start()?;
+        while parser.list_next()? {
+            let record = Record::from_value(parser.value()?)?;
+            let known = index.record(row.id, row.epoch, record.uid)?;
+            if !known.is_some_and(|k| k.record == record && !k.gone && !k.missing) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
 }
 
 fn plan(
@@ -616,7 +654,9 @@ fn enter(
         };
         match judge(held, key, &stated, &outcome, epoch.is_some(), doubted)? {
             Verdict::Good => {
-                return held.get(key)?.commit();
+                held.get(key)?.commit()?;
+                held.staging.stored(&wanted, key);
+                return Ok(());
             }
             Verdict::NewEpoch => {
                 held.evict(key)?;
@@ -624,7 +664,6 @@ fn enter(
                 epoch = epoch.map(|e| e + 1);
             }
             Verdict::Doubt(level, why) => {
-                held.evict(key)?;
                 return Err(resync(held, key, &uniqueid, &mboxname, level, &why));
             }
         }
@@ -705,7 +744,9 @@ fn judge(
         if let Some(row) = index.mailbox(stated.head.uniqueid()?)? {
             let counted = if row.records <= READ_ANEW {
                 index.sums_of_rows(row.id, row.epoch)?
-            } else if row.records <= CHECKED || row.highestmodseq % CHECK_EVERY == 0 {
+            } else if row.records <= CHECKED
+                || row.highestmodseq % (row.records / CHECK_SHARE).unsigned_abs() == 0
+            {
                 index.true_sums(row.id, row.epoch)?
             } else {
                 (row.sums, row.records)
@@ -729,9 +770,11 @@ fn resync(
 ) -> Error {
     log::warn!("mailbox to be sent again user=<{key}> mailbox=<{mboxname}> reason=<{why}>");
     let line = resync_line(uniqueid, level, why);
-    let marked = held
-        .evict(key)
-        .and_then(|()| held.get(key)?.append(&[line], time::now()));
+    // If the bodies cannot be kept they are asked for again, with all the rest.
+    if let Err(e) = held.evict(key) {
+        log::warn!("bodies dropped user=<{key}> error=<{e}>");
+    }
+    let marked = held.get(key).and_then(|b| b.append(&[line], time::now()));
     match marked {
         Ok(()) => Error::new(Kind::Changed, why).place(mboxname),
         Err(e) => e,

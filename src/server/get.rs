@@ -59,12 +59,13 @@ fn named(held: &mut Held, keys: Vec<String>) {
 fn user(held: &mut Held, arg: &Value, with_mailboxes: bool, out: &mut dyn Write) -> Result<()> {
     let key = held.shared().user_key(name_of(arg, "userid")?)?;
     named(held, vec![key.clone()]);
-    let complete = held.complete.clone();
-    held.ask(&key, &mut |index, _| {
+    let text = held.ask(&key, &mut |index, _| {
+        let mut text = Vec::new();
+        let out = &mut text;
         if with_mailboxes {
             for row in index.mailboxes(false)? {
                 if is_told(index, &row)? {
-                    mailbox_line(&row, complete.contains(&row.uniqueid), out)?;
+                    mailbox_line(&row, held.complete.contains(&row.uniqueid), out)?;
                 }
             }
             for (_, quota) in index.quotas()? {
@@ -104,9 +105,15 @@ fn user(held: &mut Held, arg: &Value, with_mailboxes: bool, out: &mut dyn Write)
                 ]),
             )?;
         }
-        Ok(())
+        Ok(text)
     })?;
-    Ok(())
+    write_out(out, text)
+}
+
+/// An answer goes out as a whole: it may have been made twice.
+fn write_out(out: &mut dyn Write, text: Option<Vec<u8>>) -> Result<()> {
+    out.write_all(&text.unwrap_or_default())
+        .map_err(|e| Error::io("cannot answer", e))
 }
 
 /// Whether a live mailbox may be told: placeholders need not, those in doubt must not.
@@ -140,20 +147,25 @@ fn mailboxes(held: &mut Held, arg: &Value, out: &mut dyn Write) -> Result<()> {
         }
     }
     named(held, by_owner.iter().map(|(k, _)| k.clone()).collect());
-    let complete = held.complete.clone();
     // One that is on its way to another owner is told once.
     let mut told = HashSet::new();
     for (key, names) in by_owner {
-        held.ask(&key, &mut |index, _| {
+        let rows = held.ask(&key, &mut |index, _| {
+            let mut rows = Vec::new();
             for name in &names {
                 if let Some(row) = index.mailbox_by_name(name)? {
-                    if is_told(index, &row)? && told.insert(row.uniqueid.clone()) {
-                        mailbox_line(&row, complete.contains(&row.uniqueid), out)?;
+                    if is_told(index, &row)? {
+                        rows.push(row);
                     }
                 }
             }
-            Ok(())
+            Ok(rows)
         })?;
+        for row in rows.unwrap_or_default() {
+            if told.insert(row.uniqueid.clone()) {
+                mailbox_line(&row, held.complete.contains(&row.uniqueid), out)?;
+            }
+        }
     }
     Ok(())
 }
@@ -200,15 +212,16 @@ fn full_mailbox(held: &mut Held, arg: &Value, out: &mut dyn Write) -> Result<()>
 fn quota(held: &mut Held, arg: &Value, out: &mut dyn Write) -> Result<()> {
     let root = name_of(arg, "quota root")?;
     let key = held.shared().owner_of(root)?;
-    held.ask(&key, &mut |index, _| {
+    let text = held.ask(&key, &mut |index, _| {
+        let mut text = Vec::new();
         for (name, quota) in index.quotas()? {
             if name == root {
-                line(out, "QUOTA", &quota)?;
+                line(&mut text, "QUOTA", &quota)?;
             }
         }
-        Ok(())
+        Ok(text)
     })?;
-    Ok(())
+    write_out(out, text)
 }
 
 fn annotation(held: &mut Held, arg: &Value, out: &mut dyn Write) -> Result<()> {
@@ -217,10 +230,11 @@ fn annotation(held: &mut Held, arg: &Value, out: &mut dyn Write) -> Result<()> {
         other => name_of(other, "mailbox name")?,
     };
     let key = super::apply::annotation_key(held, name)?;
-    held.ask(&key, &mut |index, _| {
+    let text = held.ask(&key, &mut |index, _| {
+        let mut text = Vec::new();
         for (entry, userid, value) in index.annotations(name)? {
             line(
-                out,
+                &mut text,
                 "ANNOTATION",
                 &Value::kv([
                     ("MBOXNAME", Value::text(name)),
@@ -230,9 +244,9 @@ fn annotation(held: &mut Held, arg: &Value, out: &mut dyn Write) -> Result<()> {
                 ]),
             )?;
         }
-        Ok(())
+        Ok(text)
     })?;
-    Ok(())
+    write_out(out, text)
 }
 
 fn fetch_sieve(held: &mut Held, arg: &Value, out: &mut dyn Write) -> Result<()> {
@@ -243,11 +257,12 @@ fn fetch_sieve(held: &mut Held, arg: &Value, out: &mut dyn Write) -> Result<()> 
     };
     let (userid, filename) = (text("USERID")?, text("FILENAME")?);
     let key = held.shared().user_key(userid)?;
-    held.ask(&key, &mut |index, _| {
+    let text = held.ask(&key, &mut |index, _| {
+        let mut text = Vec::new();
         for script in index.scripts(false)? {
             if script.filename == filename {
                 line(
-                    out,
+                    &mut text,
                     "SIEVE",
                     &Value::kv([
                         ("USERID", Value::text(userid)),
@@ -258,7 +273,7 @@ fn fetch_sieve(held: &mut Held, arg: &Value, out: &mut dyn Write) -> Result<()> 
                 )?;
             }
         }
-        Ok(())
+        Ok(text)
     })?;
-    Ok(())
+    write_out(out, text)
 }

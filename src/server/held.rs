@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::store::backup::Backup;
 use crate::store::file::LogFile;
 use crate::store::index::Index;
+use crate::store::lock::Wait;
 use crate::store::reader::{self, Part};
 use crate::store::staging::Staging;
 use crate::util::time;
@@ -90,10 +91,19 @@ impl Held {
             self.open.push(o);
         } else {
             while self.open.len() >= self.open_max {
-                let oldest = self.open.remove(0);
-                self.finish(oldest);
+                self.close_first();
             }
-            let backup = self.shared.open(key)?;
+            let backup = match self.shared.open(key, Wait::No) {
+                Err(e) if e.kind() == Kind::Locked => {
+                    // Nobody waits while others wait for him: two sessions that each want what
+                    // the other holds would stand still.
+                    while !self.open.is_empty() {
+                        self.close_first();
+                    }
+                    self.shared.open(key, Wait::For(self.shared.lock_wait))?
+                }
+                opened => opened?,
+            };
             self.open.push(Open {
                 backup,
                 used: Instant::now(),
@@ -116,7 +126,20 @@ impl Held {
     }
 
     /// Asks a backup's index something: the one we hold, else a reader's. `None` without a backup.
+    /// The question may come twice; only its last answer counts.
     pub fn ask<T>(
+        &self,
+        key: &str,
+        question: &mut dyn FnMut(&Index, &dyn LogFile) -> Result<T>,
+    ) -> Result<Option<T>> {
+        if let Some(backup) = self.held(key) {
+            return question(backup.index(), backup.file()).map(Some);
+        }
+        self.shared.ask(key, question)
+    }
+
+    /// The same for a question that cannot be taken back.
+    fn ask_once<T>(
         &self,
         key: &str,
         question: &mut dyn FnMut(&Index, &dyn LogFile) -> Result<T>,
@@ -128,6 +151,20 @@ impl Held {
             Some(reader) => question(reader.index(), reader.file()).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// Closes the backup unused for longest; bodies that wait in it go to staging.
+    fn close_first(&mut self) {
+        let Some(first) = self.open.first() else {
+            return;
+        };
+        let key = first.backup.key().to_owned();
+        if let Err(e) = self.evict(&key) {
+            // Whoever refers to them will find that they lack, and is sent them again.
+            log::warn!("bodies dropped user=<{key}> error=<{e}>");
+        }
+        let first = self.open.remove(0);
+        self.finish(first);
     }
 
     fn finish(&mut self, o: Open) {
@@ -155,12 +192,9 @@ impl Held {
 
     /// Seals backups that were not used for `idle`; what was promised stays.
     pub fn release_idle(&mut self, idle: Duration) {
-        let (old, young): (Vec<_>, Vec<_>) = std::mem::take(&mut self.open)
-            .into_iter()
-            .partition(|o| o.used.elapsed() >= idle);
-        self.open = young;
-        for o in old {
-            self.finish(o);
+        // In the order of their use.
+        while self.open.first().is_some_and(|o| o.used.elapsed() >= idle) {
+            self.close_first();
         }
     }
 
@@ -226,8 +260,19 @@ impl Held {
     }
 
     /// Brings the staged and promised ones among `wanted` into the log of `key`, unless it has
-    /// them. What cannot be brought stays missing.
+    /// them. What cannot be brought stays missing. On an error all that is pending is gone.
     pub fn supply(&mut self, key: &str, wanted: &HashSet<Guid>) -> Result<()> {
+        let done = self.supply_inner(key, wanted);
+        if done.is_err() {
+            // No half body may stay behind.
+            if let Some(o) = self.open.iter_mut().find(|o| o.backup.key() == key) {
+                o.backup.abort();
+            }
+        }
+        done
+    }
+
+    fn supply_inner(&mut self, key: &str, wanted: &HashSet<Guid>) -> Result<()> {
         self.fetch(key, wanted)?;
         let now = time::now();
         for guid in wanted {
@@ -235,9 +280,10 @@ impl Held {
             else {
                 continue;
             };
-            if self.get(key)?.is_pending(*guid)? {
+            if self.staging.is_stored(*guid, key) || self.get(key)?.is_pending(*guid)? {
                 continue;
             }
+            self.get(key)?;
             let Some(o) = self.open.last_mut() else {
                 continue;
             };
@@ -275,7 +321,7 @@ impl Held {
             // Taken out so that the other backup can be asked.
             let empty = Staging::new(&self.shared.staging, u64::MAX);
             let mut staging = std::mem::replace(&mut self.staging, empty);
-            let read = self.ask(&other, &mut |index, file| {
+            let read = self.ask_once(&other, &mut |index, file| {
                 reader::bodies(index, file, guids.iter().copied(), &mut |row, part| {
                     match part {
                         Part::Begin => staging.begin(),

@@ -7,9 +7,10 @@ use crate::cyrus::partition::{Space, choose, dir_hash, file_stem};
 use crate::error::{Error, Kind, Result};
 use crate::store::backup::{Backup, Settings};
 use crate::store::catalog::Catalog;
-use crate::store::index;
+use crate::store::file::LogFile;
+use crate::store::index::{self, Index};
 use crate::store::lock::{Create, DataLock, Wait};
-use crate::store::reader::{Reader, Stale};
+use crate::store::reader::{self, Reader, Stale};
 use crate::util::time;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,6 +44,25 @@ impl Shared {
         Ok(Owner::User(canonical_userid(userid, &self.ns)?).key())
     }
 
+    /// Asks a backup's index something; `None` if there is no such backup. The question may come
+    /// twice: what the first answer was good for is then forgotten.
+    pub fn ask<T>(
+        &self,
+        key: &str,
+        question: &mut dyn FnMut(&Index, &dyn LogFile) -> Result<T>,
+    ) -> Result<Option<T>> {
+        let Some(path) = self.catalog.lookup(key)? else {
+            return Ok(None);
+        };
+        if let Some(answer) = reader::ask_still(&path, question)? {
+            return Ok(Some(answer));
+        }
+        match self.reader(key)? {
+            Some(reader) => question(reader.index(), reader.file()).map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// A reader of a backup; `None` if there is no such backup.
     pub fn reader(&self, key: &str) -> Result<Option<Reader>> {
         let Some(path) = self.catalog.lookup(key)? else {
@@ -64,13 +84,12 @@ impl Shared {
         }
     }
 
-    /// Opens a backup for writing, and makes it if there is none.
-    pub fn open(&self, key: &str) -> Result<Backup> {
+    /// Opens a backup for writing, and makes it if there is none. Waits for its lock as told.
+    pub fn open(&self, key: &str, wait: Wait) -> Result<Backup> {
         let path = match self.catalog.lookup(key)? {
             Some(path) => path,
             None => self.catalog.create_with(key, || self.make(key))?,
         };
-        let wait = Wait::For(self.lock_wait);
         let opened = match Backup::open(&path, key, wait, Create::No, self.settings) {
             Err(e) if e.kind() == Kind::Damaged => {
                 self.set_aside(key, &path, &e)?;

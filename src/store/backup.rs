@@ -11,12 +11,12 @@
 
 use super::file::LogFile;
 use super::index::{self, Index, Lines, MailboxOutcome, Place, apply_line};
-use super::line::{Line, prefix};
+use super::line::{Line, generation, prefix};
 use super::lock::{Create, DataLock, Wait};
 use super::log::{Checkpoint, Log};
 use super::recover::recover;
 use super::spool::Spool;
-use crate::cyrus::dlist::{Form, Limits, Parser, Value, print_text};
+use crate::cyrus::dlist::{Form, Limits, Parser, Value, Why, is_atom, print_text};
 use crate::cyrus::guid::Guid;
 use crate::cyrus::header::{Envelope, LOOKED_AT};
 use crate::error::{Error, Kind, Result};
@@ -55,6 +55,8 @@ pub struct Backup {
     unit: Option<Unit>,
     /// Bodies since the last durable point.
     pending: u64,
+    /// The end of those bodies, where a MAILBOX line that is not durable yet begins.
+    bodies_end: Option<Checkpoint>,
     /// A MESSAGE line is open and has this many bodies.
     in_messages: Option<u64>,
     body: Option<Body>,
@@ -133,6 +135,7 @@ impl Backup {
             stamp: opened.stamp,
             unit: None,
             pending: 0,
+            bodies_end: None,
             in_messages: None,
             body: None,
             broken: false,
@@ -296,19 +299,12 @@ impl Backup {
             getrandom::fill(&mut id).map_err(|e| {
                 Error::new(Kind::Internal, "no random numbers").because(e.to_string())
             })?;
-            let line = Line::private(
-                "GENERATION",
-                Value::kv([
-                    ("ID", Value::text(hex::encode(&id))),
-                    ("KEY", Value::text(&self.key)),
-                    ("FORMAT", Value::num(1)),
-                ]),
-            );
+            let line = generation(&hex::encode(&id), &self.key);
             self.put(&line, now)?;
         }
         if adopted {
             // From here on the log is ours: what the old tools missed is asked for again.
-            for found in self.index.doubtful()? {
+            for found in self.index.doubtful(true)? {
                 let line = self.doubted(&found);
                 self.put(&line, now)?;
             }
@@ -338,6 +334,7 @@ impl Backup {
     }
 
     fn put(&mut self, line: &Line, now: Timestamp) -> Result<Option<MailboxOutcome>> {
+        self.between_lines()?;
         let stamp = self.next_stamp(now);
         let chunk = self.chunk_id()?;
         let offset = self.log.plain_position();
@@ -360,8 +357,17 @@ impl Backup {
                 origin: at,
             },
         )?;
+        parser.end_line()?;
         self.index.touch_chunk(chunk, stamp)?;
         Ok(done)
+    }
+
+    /// Ends a MESSAGE line that is open; a body that is not complete is an error.
+    fn between_lines(&mut self) -> Result<()> {
+        if self.body.is_some() {
+            return Err(Error::new(Kind::Internal, "a body is not complete"));
+        }
+        self.messages_end_inner()
     }
 
     /// Appends lines and makes them durable. The caller has seen to it that no bodies are pending.
@@ -421,10 +427,18 @@ impl Backup {
         has_literal: bool,
         now: Timestamp,
     ) -> Result<MailboxResult> {
-        let done = self.mailbox_inner(before, spool, has_literal, now);
+        let done = self
+            .mailbox_inner(before, spool, has_literal, now)
+            .and_then(|outcome| {
+                if outcome.referred < self.pending {
+                    self.withdraw()?;
+                    return Ok(None);
+                }
+                Ok(Some(outcome))
+            });
         match done {
-            Ok(outcome) if outcome.referred < self.pending => Ok(MailboxResult::Unreferred),
-            Ok(outcome) => Ok(MailboxResult::Entered(outcome)),
+            Ok(None) => Ok(MailboxResult::Unreferred),
+            Ok(Some(outcome)) => Ok(MailboxResult::Entered(outcome)),
             Err(e) => {
                 self.abort();
                 Err(e.at(&self.path))
@@ -440,6 +454,12 @@ impl Backup {
         now: Timestamp,
     ) -> Result<MailboxOutcome> {
         self.begin(now)?;
+        self.between_lines()?;
+        if self.pending > 0 {
+            // What follows must never be on disk before it is judged: whoever opens the log next
+            // would take it for a reference to all of them.
+            self.bodies_end = Some(self.log.checkpoint()?);
+        }
         if has_literal || before.iter().any(|l| l.has_literal) {
             self.own_member(now)?;
         }
@@ -477,11 +497,24 @@ impl Backup {
             },
         )?
         .ok_or_else(|| Error::new(Kind::Internal, "a MAILBOX line without an outcome"))?;
+        parser.end_line().or_else(|e| match e.why {
+            Why::Eof => Ok(()),
+            _ => Err(e),
+        })?;
         self.index.touch_chunk(chunk, stamp)?;
         if has_literal {
             self.end_chunk()?;
         }
         Ok(outcome)
+    }
+
+    /// Takes the MAILBOX line, and what was written with it, out of the log again. The bodies
+    /// stay; the index is for the caller's abort.
+    fn withdraw(&mut self) -> Result<()> {
+        match self.bodies_end.take() {
+            Some(point) => self.log.rewind(&point),
+            None => Ok(()),
+        }
     }
 
     /// Makes the open unit durable: log synced first, index committed second. On an error the
@@ -500,6 +533,7 @@ impl Backup {
         self.index.commit()?;
         self.unit = None;
         self.pending = 0;
+        self.bodies_end = None;
         if self.log.plain_position() > self.settings.chunk_max {
             self.seal()?;
         }
@@ -510,6 +544,9 @@ impl Backup {
         self.index.set_meta("acknowledged", end as i64)?;
         self.index
             .set_meta("acknowledged_plain", self.log.plain_position() as i64)?;
+        // Of the open chunk: what is entered behind this must know it.
+        let clock = self.chunk.map_or(0, |_| self.lines.clock);
+        self.index.set_meta("clock", clock)?;
         self.index.set_meta("stamp", self.stamp)
     }
 
@@ -520,6 +557,7 @@ impl Backup {
         };
         self.index.rollback();
         self.pending = 0;
+        self.bodies_end = None;
         self.in_messages = None;
         self.body = None;
         self.chunk = unit.chunk;
@@ -584,6 +622,9 @@ impl Backup {
         size: u64,
         now: Timestamp,
     ) -> Result<()> {
+        if self.body.is_some() {
+            return Err(Error::new(Kind::Internal, "a body is not complete"));
+        }
         self.begin(now)?;
         let full = self.log.plain_position().saturating_add(size) > self.settings.chunk_max;
         if full && self.log.plain_position() > 4096 {
@@ -606,7 +647,14 @@ impl Backup {
             }
         }
         head.extend_from_slice(b"%{");
-        let _ = print_text(partition, Form::Log, &mut head);
+        if is_atom(partition) && partition.contains(&b'}') {
+            // A bare word would end there.
+            head.push(b'"');
+            head.extend_from_slice(partition);
+            head.push(b'"');
+        } else {
+            let _ = print_text(partition, Form::Log, &mut head);
+        }
         head.extend_from_slice(format!(" {guid} {size}}}\r\n").as_bytes());
         self.log.append(&head)?;
         self.body = Some(Body {
@@ -702,7 +750,11 @@ impl Backup {
             return Ok(());
         };
         let from = unit.from;
-        self.messages_end_inner()?;
+        if self.pending == 0 {
+            return Ok(());
+        }
+        self.withdraw()?;
+        // Of a body that is not complete nothing is handed out: the index does not know it.
         self.log.flush()?;
         for p in self.index.pending(from.0, from.1)? {
             let chunk = self

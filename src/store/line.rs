@@ -47,6 +47,28 @@ impl Line {
     }
 }
 
+/// The fact that begins every log of ours: which log it is, and whose. A shared tree's key has a
+/// `%`, which would need a literal; it is told without.
+pub fn generation(id: &str, key: &str) -> Line {
+    let whose = match key.strip_prefix(SHARED) {
+        Some(rest) => ("SHARED", Value::text(rest)),
+        None => ("KEY", Value::text(key)),
+    };
+    let fact = [("ID", Value::text(id)), whose, ("FORMAT", Value::num(1))];
+    Line::private("GENERATION", Value::kv(fact))
+}
+
+/// The key that a GENERATION fact tells.
+pub fn key_of(fact: &Value) -> Option<String> {
+    let text = |key| fact.get(key).and_then(Value::as_str);
+    match text("SHARED") {
+        Some(rest) => Some(format!("{SHARED}{rest}")),
+        None => text("KEY").map(str::to_owned),
+    }
+}
+
+const SHARED: &str = "%SHARED/";
+
 /// The bytes before a line's value.
 pub fn prefix(stamp: Timestamp, name: &str) -> Vec<u8> {
     format!("{stamp} APPLY {name} ").into_bytes()

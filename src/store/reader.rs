@@ -18,7 +18,10 @@ use crate::sys::lock::{Holder, holder};
 use sha1::{Digest, Sha1};
 use std::collections::HashSet;
 use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 /// A backup as it was when it was opened for reading.
 pub struct Reader {
@@ -37,6 +40,10 @@ pub enum Stale {
 }
 
 const TRIES: u32 = 3;
+
+/// A file that was changed less than this ago may be changed again without its time showing it:
+/// the kernel's stamps are some milliseconds apart.
+const STAMPS: Duration = Duration::from_millis(50);
 
 impl Reader {
     /// Opens the backup whose data file is at `path`. `NotFound` without a data file; `Locked` if
@@ -80,10 +87,14 @@ impl Reader {
 
     /// The reader, and whether nothing lies past the acknowledged length.
     fn try_open(path: &Path) -> Result<(Reader, bool)> {
-        let fail = |e| Error::io("cannot open", e).at(path);
-        let file = File::open(path).map_err(fail)?;
+        let file = File::open(path).map_err(|e| Error::io("cannot open", e).at(path))?;
         let index = Index::open_read_only(&index::path_of(path))?;
         index.begin_read()?;
+        Reader::with(path, file, index)
+    }
+
+    fn with(path: &Path, file: File, index: Index) -> Result<(Reader, bool)> {
+        let fail = |e| Error::io("cannot open", e).at(path);
         let known = index.meta_text("generation")?;
         let len = file.metadata().map_err(fail)?.len();
         let acknowledged = index.meta_number("acknowledged")?;
@@ -121,6 +132,65 @@ impl Reader {
     /// bytes have gone to `sink`.
     pub fn body(&self, guid: Guid, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         body(&self.index, &self.file, guid, sink)
+    }
+}
+
+/// Asks a backup at rest, leaving no trace: nothing is locked, and no file is made beside the index
+/// as SQLite does for each reader in WAL mode. `None` if the backup is in use, was so while it was
+/// asked (the answer is then forgotten), or is not as it should be: open a [`Reader`] and ask again.
+pub fn ask_still<T>(
+    path: &Path,
+    question: &mut dyn FnMut(&Index, &dyn LogFile) -> Result<T>,
+) -> Result<Option<T>> {
+    let index_path = index::path_of(path);
+    let Some(before) = Rest::of(&index_path) else {
+        return Ok(None);
+    };
+    let answer = match File::open(path)
+        .map_err(|e| Error::io("cannot open", e).at(path))
+        .and_then(|file| Reader::with(path, file, Index::open_still(&index_path)?))
+    {
+        Ok((reader, true)) => question(reader.index(), reader.file()),
+        _ => return Ok(None),
+    };
+    if Rest::of(&index_path) != Some(before) {
+        return Ok(None);
+    }
+    answer.map(Some)
+}
+
+/// What shows that an index was not written to: its pages change only when a checkpoint moves the
+/// write-ahead log into it, and that alters its time.
+#[derive(PartialEq, Eq)]
+struct Rest {
+    dev: u64,
+    ino: u64,
+    len: u64,
+    time: (i64, i64),
+}
+
+impl Rest {
+    /// `None` while it may be in use: there is a write-ahead log, or the last change is too fresh
+    /// for the next one to show.
+    fn of(index: &Path) -> Option<Rest> {
+        let meta = std::fs::metadata(index).ok()?;
+        let age = SystemTime::now().duration_since(meta.modified().ok()?);
+        if age.ok()? < STAMPS {
+            return None;
+        }
+        let mut wal = index.as_os_str().to_owned();
+        wal.push("-wal");
+        match std::fs::metadata(PathBuf::from(wal)) {
+            Ok(wal) if wal.len() > 0 => return None,
+            Err(e) if e.kind() != ErrorKind::NotFound => return None,
+            _ => {}
+        }
+        Some(Rest {
+            dev: meta.dev(),
+            ino: meta.ino(),
+            len: meta.len(),
+            time: (meta.mtime(), meta.mtime_nsec()),
+        })
     }
 }
 

@@ -9,10 +9,12 @@
 use super::file::{FileReader, LogFile};
 use super::gzip::{MemberReader, last_flush_point, seal_bytes};
 use super::index::{self, Index};
-use super::reindex::{self, From, Trailing};
+use super::reindex::{self, Entered, From, Known, Trailing};
 use crate::cyrus::dlist::{Limits, Parser, Value};
 use crate::error::{Error, Kind, Result};
 use crate::util::hex;
+use crate::util::time::Timestamp;
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,12 +29,20 @@ pub(super) struct Opened {
     pub(super) doubtful: Vec<(String, String)>,
 }
 
+/// Compressed bytes in which the first line of a log of ours stands, unless names are very long.
+const FIRST_LINE: u64 = 1024;
+
 /// The generation named in the first member, `None` in a log that is not (yet) ours.
 pub fn generation(file: &dyn LogFile) -> Result<Option<String>> {
-    let mut parser = Parser::new(
-        MemberReader::new(FileReader::new(file, 0)),
-        Limits::default(),
-    );
+    // Every idle session asks this: inflate no more than is needed.
+    match generation_in(FileReader::until(file, 0, FIRST_LINE))? {
+        Some(id) => Ok(Some(id)),
+        None => generation_in(FileReader::new(file, 0)),
+    }
+}
+
+fn generation_in(bytes: impl std::io::Read) -> Result<Option<String>> {
+    let mut parser = Parser::new(MemberReader::new(bytes), Limits::default());
     let mut read = || -> Result<Option<String>> {
         parser.word(|b| b != b'\n')?;
         parser.end_line()?;
@@ -127,7 +137,7 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
                 index_path.display()
             );
             index::retire(&index_path)?;
-            rebuild(file, path, len)
+            rebuild(file, path, len, false)
         }
         Err(e) => Err(e),
     }
@@ -156,7 +166,11 @@ fn catch_up(
     let from = match &open {
         Some(chunk) => From {
             member: chunk.offset,
-            known: Some((chunk.id, plain)),
+            known: Some(Known {
+                chunk_id: chunk.id,
+                plain,
+                clock: index.meta_number("clock")?.unwrap_or(0),
+            }),
         },
         None => From {
             member: acknowledged,
@@ -179,13 +193,20 @@ fn catch_up(
         (None, None) => None,
     };
     let end = match good {
-        Some((good, id)) => match cut_and_seal(&**file, &index, good, id, len)? {
-            Ending::At(end) => end,
-            Ending::Before(len) => {
-                drop(index);
-                return rebuild(file, path, len);
+        Some((good, id)) => {
+            let kept = Cell::new(false);
+            let keep = || {
+                kept.set(true);
+                keep_copy(path)
+            };
+            match cut_and_seal(&**file, &index, good, id, len, acknowledged, &keep)? {
+                Ending::At(end) => end,
+                Ending::Before(len) => {
+                    drop(index);
+                    return rebuild(file, path, len, kept.get());
+                }
             }
-        },
+        }
         None => {
             file.set_len(acknowledged)
                 .map_err(|e| Error::io("cannot cut", e))?;
@@ -209,15 +230,16 @@ fn catch_up(
     })
 }
 
-/// Builds a new index from the whole log.
-fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
-    let index = Index::create(&index::path_of(path))?;
-    index.begin()?;
-    let from = From {
-        member: 0,
-        known: None,
-    };
-    let entered = reindex::enter(&**file, &index, from, len, Trailing::Keep)?;
+/// Builds a new index from the whole log. `kept`: a copy of the file as it was stays already.
+fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64, kept: bool) -> Result<Opened> {
+    let (mut index, mut entered) = whole(file, path, len, Trailing::Keep)?;
+    if let Some(from) = entered.unsettled {
+        // Bodies at the end that nobody refers to: a unit that never was acknowledged.
+        if generation(&**file)?.is_some() && !index.any_referred(from)? {
+            drop(index);
+            (index, entered) = whole(file, path, len, Trailing::Cut)?;
+        }
+    }
     for (at, what) in &entered.damage {
         log::warn!(
             "log finding filename=<{}> offset={at} reason=<{what}>",
@@ -226,14 +248,14 @@ fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
     }
     let end = match entered.good {
         Some(good) => {
-            if good.sealed_end != Some(len) {
+            if good.sealed_end != Some(len) && !kept {
                 keep_copy(path)?;
             }
-            match cut_and_seal(&**file, &index, good, entered.chunk_id, len)? {
+            match cut_and_seal(&**file, &index, good, entered.chunk_id, len, 0, &|| Ok(()))? {
                 Ending::At(end) => end,
                 Ending::Before(len) => {
                     drop(index);
-                    return rebuild(file, path, len);
+                    return rebuild(file, path, len, true);
                 }
             }
         }
@@ -267,7 +289,16 @@ fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
             format!("body of message {guid} is not what it says"),
         ));
     }
-    let doubtful = if ours { index.doubtful()? } else { Vec::new() };
+    let mut doubtful = if ours {
+        index.doubtful(!damage.is_empty())?
+    } else {
+        Vec::new()
+    };
+    doubtful.retain(|(uniqueid, _)| !matches!(index.resync(uniqueid), Ok(Some(_))));
+    // With the state itself, lest a failure before they are in the log loses them.
+    for (uniqueid, why) in &doubtful {
+        index.mark_resync(uniqueid, 1, why, Timestamp(entered.stamp))?;
+    }
     done(&**file, &index, end, entered.stamp)?;
     Ok(Opened {
         index,
@@ -279,7 +310,7 @@ fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
 }
 
 /// Tells what was found in a log of the old tools, also whose mail may be in it.
-fn adopted(index: &Index, path: &Path, entered: &reindex::Entered) -> Result<()> {
+fn adopted(index: &Index, path: &Path, entered: &Entered) -> Result<()> {
     let (totals, foreign) = (index.totals()?, index.unreferenced()?);
     log::warn!(
         "backup of old tools adopted filename=<{}> chunks={} mailboxes={} messages={} \
@@ -295,12 +326,37 @@ fn adopted(index: &Index, path: &Path, entered: &reindex::Entered) -> Result<()>
     Ok(())
 }
 
+/// Enters a whole log into a new index, whose transaction is open then.
+fn whole(
+    file: &Arc<dyn LogFile>,
+    path: &Path,
+    len: u64,
+    trailing: Trailing,
+) -> Result<(Index, Entered)> {
+    let index = Index::create(&index::path_of(path))?;
+    index.begin()?;
+    let from = From {
+        member: 0,
+        known: None,
+    };
+    let entered = reindex::enter(&**file, &index, from, len, trailing)?;
+    Ok((index, entered))
+}
+
 /// Nothing is thrown away because it does not fit: the file as it was stays beside.
 fn keep_copy(path: &Path) -> Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".damaged.{}", crate::util::time::now_ms()));
     let copy = PathBuf::from(name);
-    std::fs::copy(path, &copy).map_err(|e| Error::io("cannot keep a copy", e).at(&copy))?;
+    let keep = || -> std::io::Result<()> {
+        std::fs::copy(path, &copy)?;
+        std::fs::File::open(&copy)?.sync_all()?;
+        match path.parent() {
+            Some(folder) => std::fs::File::open(folder)?.sync_all(),
+            None => Ok(()),
+        }
+    };
+    keep().map_err(|e| Error::io("cannot keep a copy", e).at(&copy))?;
     log::warn!(
         "end of log does not read, copy kept filename=<{}> copy=<{}>",
         path.display(),
@@ -322,6 +378,7 @@ fn done(file: &dyn LogFile, index: &Index, end: u64, stamp: i64) -> Result<()> {
     file.sync_data().map_err(|e| Error::io("cannot sync", e))?;
     index.set_meta("acknowledged", end as i64)?;
     index.set_meta("acknowledged_plain", 0)?;
+    index.set_meta("clock", 0)?;
     index.set_meta("stamp", stamp)?;
     index.commit()
 }
@@ -335,29 +392,38 @@ enum Ending {
     Before(u64),
 }
 
-/// Makes the file end, sealed, behind the last line that belongs.
+/// Makes the file end, sealed, behind the last line that belongs. Before anything of the first
+/// `acknowledged` bytes goes, `keep` is called.
 fn cut_and_seal(
     file: &dyn LogFile,
     index: &Index,
     good: reindex::Good,
     chunk: Option<i64>,
     len: u64,
+    acknowledged: u64,
+    keep: &dyn Fn() -> Result<()>,
 ) -> Result<Ending> {
     let fail = |e| Error::io("cannot seal", e);
+    let set_len = |to: u64| {
+        if to < acknowledged {
+            keep()?;
+        }
+        file.set_len(to).map_err(fail)
+    };
     if let Some(end) = good.sealed_end {
         if end < len {
-            file.set_len(end).map_err(fail)?;
+            set_len(end)?;
         }
         return Ok(Ending::At(end));
     }
     let member = FileReader::until(file, good.member, len);
     let Some(point) = last_flush_point(member, good.plain).map_err(fail)? else {
-        file.set_len(good.member).map_err(fail)?;
+        set_len(good.member)?;
         return Ok(Ending::Before(good.member));
     };
     let cut = good.member + point.compressed;
     let seal = seal_bytes(point.crc, point.plain);
-    file.set_len(cut).map_err(fail)?;
+    set_len(cut)?;
     file.write_at(&seal, cut).map_err(fail)?;
     let end = cut + seal.len() as u64;
     if point.plain != good.plain {

@@ -36,14 +36,18 @@ pub struct Entered {
     pub chunk_id: Option<i64>,
     /// Lines entered.
     pub lines: u64,
-    /// The greatest printed stamp.
+    /// The greatest printed stamp of what belongs.
     pub stamp: i64,
+    /// The greatest printed stamp of all that was read.
+    pub seen: i64,
     /// Findings: file offset and what was wrong there.
     pub damage: Vec<(u64, String)>,
     /// Bodies that do not match their GUID, with the file offset of their member. Not entered.
     pub wrong: Vec<(Guid, u64)>,
     /// Where reading ended.
     pub end: u64,
+    /// Bodies at or behind this (chunk, offset) stand behind the last MAILBOX line.
+    pub unsettled: Option<(i64, u64)>,
     /// Lines passed over because they could not be understood.
     refused: u32,
     /// Plain bytes of the last member that could be read as lines.
@@ -53,9 +57,10 @@ pub struct Entered {
 /// What becomes of MESSAGE lines at the end that no later line refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trailing {
-    /// They stay: the log is as somebody sealed it.
+    /// They stay: the log is as somebody sealed it. Any other line settles them.
     Keep,
-    /// They were never acknowledged as anybody's: cut.
+    /// They were never acknowledged as anybody's: cut, with all that follows. Only MAILBOX settles
+    /// them: manifests, clocks and what is written before a MAILBOX may stand behind them.
     Cut,
 }
 
@@ -68,8 +73,19 @@ const REFUSED: u32 = 100;
 pub struct From {
     /// A member's beginning.
     pub member: u64,
-    /// Plain bytes of it that the index knows already, with the chunk's number.
-    pub known: Option<(i64, u64)>,
+    /// What the index knows of it already.
+    pub known: Option<Known>,
+}
+
+/// How far a member is entered.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    /// The chunk's number.
+    pub chunk_id: i64,
+    /// Plain bytes.
+    pub plain: u64,
+    /// True time less printed time there, in seconds.
+    pub clock: i64,
 }
 
 /// Enters all members from `from` up to `until` bytes of the file. The caller has a transaction
@@ -93,7 +109,9 @@ pub fn enter(
     index.savepoint("good")?;
     while offset < until {
         match member(file, index, offset, until, known.take(), trailing, &mut out)? {
-            Some(length) if length > 0 => offset += length,
+            Some(length) if length > 0 => {
+                offset += length;
+            }
             _ => {
                 // Torn or damaged: is there another member behind it?
                 match find_next_member(file, offset + 1)
@@ -133,18 +151,21 @@ fn member(
     index: &Index,
     offset: u64,
     until: u64,
-    known: Option<(i64, u64)>,
+    known: Option<Known>,
     trailing: Trailing,
     out: &mut Entered,
 ) -> Result<Option<u64>> {
     let reader = MemberReader::new(FileReader::until(file, offset, until));
     let mut parser = Parser::new(reader, Limits::default());
-    let mut lines = Lines::default();
-    let mut chunk = known.map(|(id, _)| id);
+    let mut lines = Lines {
+        clock: known.map_or(0, |k| k.clock),
+        ..Lines::default()
+    };
+    let mut chunk = known.map(|k| k.chunk_id);
     let mut broken: Option<String> = None;
     let mut ends_good = chunk.is_none();
 
-    let mut skip = known.map_or(CHUNK_START.len() as u64, |(_, plain)| plain);
+    let mut skip = known.map_or(CHUNK_START.len() as u64, |k| k.plain);
     if known.is_none() {
         match first_line(&mut parser) {
             Ok(true) => skip = 0,
@@ -192,7 +213,8 @@ fn member(
         index.savepoint("line")?;
         let before = chunk;
         match line(index, &mut parser, &mut lines, &mut chunk, offset, at, out) {
-            Ok(belongs) => {
+            Ok(settled) => {
+                let belongs = settled && (trailing == Trailing::Keep || out.unsettled.is_none());
                 index.release("line")?;
                 out.lines += 1;
                 ends_good = belongs;
@@ -203,6 +225,7 @@ fn member(
                         sealed_end: None,
                     });
                     out.chunk_id = chunk;
+                    out.stamp = out.seen;
                     index.release("good")?;
                     index.savepoint("good")?;
                 }
@@ -222,6 +245,7 @@ fn member(
                 };
                 if let Some(next) = next {
                     out.refused += 1;
+                    lines.complete = None;
                     out.damage.push((offset, what));
                     parser = next;
                     ends_good = true;
@@ -248,6 +272,7 @@ fn member(
                     index.release("good")?;
                     index.savepoint("good")?;
                     out.chunk_id = Some(id);
+                    out.stamp = out.seen;
                     out.good = Some(Good {
                         member: offset,
                         plain,
@@ -280,7 +305,8 @@ fn member(
 /// A sealed member in which nothing is said, as the old server writes one for each session that only
 /// asks: the log may end with it.
 fn without_lines(index: &Index, out: &mut Entered, trailing: Trailing, good: Good) -> Result<()> {
-    if trailing == Trailing::Keep {
+    let follows = out.good.is_some_and(|g| g.sealed_end == Some(good.member));
+    if trailing == Trailing::Keep || follows {
         index.release("good")?;
         index.savepoint("good")?;
         out.good = Some(good);
@@ -369,7 +395,7 @@ fn skip<R: io::BufRead>(parser: &mut Parser<R>, depth: u32) -> Result<()> {
     Ok(())
 }
 
-/// Enters one line; true if it settles what stands before it.
+/// Enters one line; false if what follows decides about it.
 fn line<R: io::BufRead>(
     index: &Index,
     parser: &mut Parser<R>,
@@ -407,7 +433,12 @@ fn line<R: io::BufRead>(
         _ => Error::new(Kind::Damaged, "a line goes on after its value"),
     })?;
     index.touch_chunk(id, time)?;
-    out.stamp = out.stamp.max(stamp);
+    out.seen = out.seen.max(stamp);
+    match name.as_slice() {
+        b"MESSAGE" => out.unsettled = out.unsettled.or(Some((id, at))),
+        b"MAILBOX" => out.unsettled = None,
+        _ => {}
+    }
     Ok(name != b"MESSAGE" && lines.complete.is_none())
 }
 

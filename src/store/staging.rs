@@ -6,7 +6,7 @@
 use super::spool::Spool;
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Result};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::path::Path;
 
@@ -23,6 +23,8 @@ struct Entry {
     at: u64,
     size: u64,
     partition: String,
+    /// In whose log it is durable, the last of them.
+    stored: Option<String>,
 }
 
 impl Staging {
@@ -51,6 +53,7 @@ impl Staging {
             at: self.begun,
             size: self.spool.len() - self.begun,
             partition: partition.to_owned(),
+            stored: None,
         };
         self.entries.insert(guid, entry);
     }
@@ -64,6 +67,22 @@ impl Staging {
     /// Whether the body is here.
     pub fn has(&self, guid: Guid) -> bool {
         self.entries.contains_key(&guid)
+    }
+
+    /// The bodies among `guids` are durable in the log of `key` now.
+    pub fn stored(&mut self, guids: &HashSet<Guid>, key: &str) {
+        for guid in guids {
+            if let Some(entry) = self.entries.get_mut(guid) {
+                entry.stored = Some(key.to_owned());
+            }
+        }
+    }
+
+    /// Whether it came from here into the log of `key` already.
+    pub fn is_stored(&self, guid: Guid, key: &str) -> bool {
+        self.entries
+            .get(&guid)
+            .is_some_and(|e| e.stored.as_deref() == Some(key))
     }
 
     /// Whether nothing is here.

@@ -1,4 +1,4 @@
-//! The only unsafe code: locks, inherited descriptors, identity, terminal. Decides nothing.
+//! The only unsafe code: locks, inherited descriptors, identity, memory, terminal. Decides nothing.
 #![allow(unsafe_code)]
 
 pub mod clock;
@@ -6,4 +6,5 @@ pub mod fd;
 pub mod fs;
 pub mod identity;
 pub mod lock;
+pub mod memory;
 pub mod tty;

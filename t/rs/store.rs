@@ -23,10 +23,10 @@ const SETTINGS: Settings = Settings {
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
-struct Dir(PathBuf);
+pub(super) struct Dir(pub(super) PathBuf);
 
 impl Dir {
-    fn new() -> Dir {
+    pub(super) fn new() -> Dir {
         let n = NUMBER.fetch_add(1, Ordering::Relaxed);
         // fsync is not the subject.
         let shm = PathBuf::from("/dev/shm");
@@ -40,11 +40,11 @@ impl Dir {
         Dir(path)
     }
 
-    fn data(&self) -> PathBuf {
+    pub(super) fn data(&self) -> PathBuf {
         self.0.join("anna_abcdef")
     }
 
-    fn open(&self) -> Backup {
+    pub(super) fn open(&self) -> Backup {
         Backup::open(
             &self.data(),
             "anna",
@@ -63,7 +63,7 @@ impl Drop for Dir {
     }
 }
 
-fn body(n: u32) -> Vec<u8> {
+pub(super) fn body(n: u32) -> Vec<u8> {
     format!(
         "From: a@b\r\nSubject: message {n}\r\n\r\n{}\r\n",
         "text ".repeat(n as usize % 50)
@@ -71,7 +71,7 @@ fn body(n: u32) -> Vec<u8> {
     .into_bytes()
 }
 
-fn send(backup: &mut Backup, body: &[u8], time: i64) -> Guid {
+pub(super) fn send(backup: &mut Backup, body: &[u8], time: i64) -> Guid {
     let guid = Guid::of(body);
     backup
         .body_begin(b"default", guid, body.len() as u64, Timestamp(time))
@@ -81,13 +81,17 @@ fn send(backup: &mut Backup, body: &[u8], time: i64) -> Guid {
     guid
 }
 
-fn record(uid: u32, guid: Guid, size: usize) -> String {
+pub(super) fn record(uid: u32, guid: Guid, size: usize) -> String {
     format!(
         "%(UID {uid} MODSEQ {uid} LAST_UPDATED 1 FLAGS () INTERNALDATE 2 SIZE {size} GUID {guid})"
     )
 }
 
-fn mailbox(dir: &Dir, records: &[(u32, Guid, usize)], live: &[(u32, Guid, usize)]) -> Spool {
+pub(super) fn mailbox(
+    dir: &Dir,
+    records: &[(u32, Guid, usize)],
+    live: &[(u32, Guid, usize)],
+) -> Spool {
     let mut crc = 0;
     for (uid, guid, size) in live {
         let text = format!("{}\r\n", record(*uid, *guid, *size));
@@ -114,7 +118,13 @@ fn mailbox(dir: &Dir, records: &[(u32, Guid, usize)], live: &[(u32, Guid, usize)
     spool
 }
 
-fn deliver(dir: &Dir, backup: &mut Backup, all: &mut Vec<(u32, Guid, usize)>, n: u32, time: i64) {
+pub(super) fn deliver(
+    dir: &Dir,
+    backup: &mut Backup,
+    all: &mut Vec<(u32, Guid, usize)>,
+    n: u32,
+    time: i64,
+) {
     let from = all.len();
     for _ in 0..n {
         let uid = all.len() as u32 + 1;
@@ -133,7 +143,7 @@ fn deliver(dir: &Dir, backup: &mut Backup, all: &mut Vec<(u32, Guid, usize)>, n:
     backup.commit().unwrap();
 }
 
-fn sub(name: &str) -> Line {
+pub(super) fn sub(name: &str) -> Line {
     Line::new(
         "SUB",
         &Value::kv([
@@ -144,7 +154,7 @@ fn sub(name: &str) -> Line {
 }
 
 /// Everything the index says, as text, but what only describes the file.
-fn contents(path: &Path) -> String {
+pub(super) fn contents(path: &Path) -> String {
     let out = Command::new("sqlite3")
         .arg("-readonly")
         .arg(index::path_of(path))
@@ -156,7 +166,7 @@ fn contents(path: &Path) -> String {
     }
 }
 
-fn check(dir: &Dir, all: &[(u32, Guid, usize)]) {
+pub(super) fn check(dir: &Dir, all: &[(u32, Guid, usize)]) {
     let reader = Reader::open(&dir.data(), Stale::Refuse).unwrap();
     let row = reader.index().mailbox("u1").unwrap().unwrap();
     let mut found = Vec::new();

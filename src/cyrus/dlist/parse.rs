@@ -553,6 +553,9 @@ mod tests {
             (b"a b\r\n", "goes on"),
             (b"%{p 00 3}\r\nabc\r\n", "40 hex"),
             (b"%(K)\r\n", "missing"),
+            (b"%(\"K\\\"V\\\"\" MBOXNAME user.a U)\r\n", "plain text"),
+            (b"%(\"\" v)\r\n", "plain text"),
+            (b"%({3}\r\nK() v)\r\n", "plain text"),
             (
                 b"(%{p 5a184cd1a6222c5bdef730087d1de284fe479ccd 3}\r\nabc)\r\n",
                 "none may stand",
@@ -561,6 +564,25 @@ mod tests {
             let e = parse(text).unwrap_err().to_string();
             assert!(e.contains(what), "{what}: {e}");
         }
+    }
+
+    #[test]
+    fn kept_values_share_one_limit() {
+        let limits = Limits {
+            tree: 5000,
+            ..Limits::default()
+        };
+        let mut p = Parser::new(&b"(a b c d e f)"[..], limits);
+        p.start().unwrap();
+        let (mut kept, mut n) = (0, 0);
+        let e = loop {
+            assert!(p.list_next().unwrap());
+            match p.kept_value(&mut kept) {
+                Ok(_) => n += 1,
+                Err(e) => break e,
+            }
+        };
+        assert!(n == 4 && matches!(e.why, Why::TooLong(_)), "{n}: {e}");
     }
 
     #[test]

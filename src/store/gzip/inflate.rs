@@ -55,7 +55,8 @@ impl Inflater {
     /// (see [`Inflater::plain`]; good until the next step).
     pub(super) fn step(&mut self, input: &[u8]) -> (Step, usize, Range<usize>) {
         if self.buffer.is_empty() {
-            self.buffer.resize(BUFFER, 0);
+            // Fresh pages cost nothing before they are used.
+            self.buffer = vec![0; BUFFER];
         }
         if self.position == BUFFER {
             self.buffer.copy_within(BUFFER - HISTORY.., 0);

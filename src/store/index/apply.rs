@@ -7,7 +7,7 @@ use crate::cyrus::guid::Guid;
 use crate::cyrus::header::{Envelope, LOOKED_AT};
 use crate::cyrus::sync::{MailboxHead, Record};
 use crate::error::{Error, Kind, Result};
-use crate::store::line::PRIVATE;
+use crate::store::line::{PRIVATE, key_of};
 use crate::util::time::Timestamp;
 use sha1::{Digest, Sha1};
 use std::io::BufRead;
@@ -264,7 +264,7 @@ fn private(
     match key {
         b"GENERATION" => {
             index.set_meta("generation", text(fact, "ID")?)?;
-            index.set_meta("key", text(fact, "KEY")?)?;
+            index.set_meta("key", key_of(fact).ok_or_else(|| bad("KEY"))?)?;
             index.set_meta("created", time.0)?;
         }
         b"COMPLETE" => lines.complete = Some((text(fact, "UNIQUEID")?, level("EPOCH"))),

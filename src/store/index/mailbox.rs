@@ -69,6 +69,7 @@ struct Known {
     expunged: Option<i64>,
     sums: Sums,
     arrived: i64,
+    missing: bool,
 }
 
 impl Index {
@@ -200,7 +201,7 @@ impl MailboxApply<'_> {
         }
         let known = conn
             .prepare_cached(
-                "SELECT guid, expunged, crc, annot_short, annot_long, arrived FROM record
+                "SELECT guid, expunged, crc, annot_short, annot_long, arrived, missing FROM record
                  WHERE mailbox_id = ?1 AND epoch = ?2 AND uid = ?3",
             )
             .and_then(|mut s| {
@@ -214,6 +215,7 @@ impl MailboxApply<'_> {
                             annot_long: r.get(4)?,
                         },
                         arrived: r.get(5)?,
+                        missing: r.get(6)?,
                     })
                 })
                 .optional()
@@ -223,7 +225,11 @@ impl MailboxApply<'_> {
             self.out.conflicts += 1;
         }
         let missing = body.is_none();
-        if missing && !record.expunged {
+        // That the sender has none either was found out before.
+        let accepted = known
+            .as_ref()
+            .is_some_and(|k| k.missing && k.expunged.is_none() && k.guid == record.guid);
+        if missing && !record.expunged && !accepted {
             self.out.missing += 1;
             self.out
                 .first_missing

@@ -23,12 +23,15 @@ pub use write::Pending;
 
 use crate::error::{Error, Kind, Result};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 /// An open index.
 pub struct Index {
     conn: Connection,
     path: PathBuf,
+    /// Its write-ahead log is new: see [`Index::commit`].
+    fresh: Cell<bool>,
 }
 
 /// The name of the index that belongs to a data file.
@@ -102,23 +105,35 @@ impl Index {
         let index = Index {
             conn,
             path: path.to_owned(),
+            fresh: Cell::new(true),
         };
-        index.settings()?;
+        index.settings(schema::SETTINGS)?;
         index
             .conn
-            .execute_batch(schema::CREATE)
+            .execute_batch(schema::FRESH)
+            .and_then(|()| index.conn.execute_batch(schema::CREATE))
             .map_err(|e| index.error(e))?;
         Ok(index)
     }
 
     /// Opens for writing. `NeedsReindex` if it is missing, foreign, or of an unknown version.
     pub fn open(path: &Path) -> Result<Index> {
+        let mut wal = path.as_os_str().to_owned();
+        wal.push("-wal");
+        let fresh = match std::fs::metadata(PathBuf::from(wal)) {
+            Ok(wal) => wal.len() == 0,
+            Err(e) => e.kind() == std::io::ErrorKind::NotFound,
+        };
         let index = Index::open_with(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         // An old tool may have switched it off in passing.
         index
             .conn
             .query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
             .map_err(|e| index.error(e))?;
+        if fresh {
+            index.run(schema::FRESH)?;
+            index.fresh.set(true);
+        }
         Ok(index)
     }
 
@@ -127,8 +142,30 @@ impl Index {
         Index::open_with(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
     }
 
+    /// Opens for reading a file that nobody changes meanwhile: without a lock, and without a file
+    /// beside it. Whoever asks makes sure afterwards that it was so; until then an answer may be
+    /// wrong. The same errors.
+    pub fn open_still(path: &Path) -> Result<Index> {
+        use std::os::unix::ffi::OsStrExt;
+        let mut uri = String::from("file:");
+        for &b in path.as_os_str().as_bytes() {
+            if b.is_ascii_alphanumeric() || b"/._-@+=".contains(&b) {
+                uri.push(char::from(b));
+            } else {
+                uri.push_str(&format!("%{b:02X}"));
+            }
+        }
+        uri.push_str("?immutable=1");
+        let mode = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+        Index::connect(Path::new(&uri), path, mode, schema::READ_SETTINGS)
+    }
+
     fn open_with(path: &Path, mode: OpenFlags) -> Result<Index> {
-        let conn = Connection::open_with_flags(path, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+        Index::connect(path, path, mode, schema::SETTINGS)
+    }
+
+    fn connect(name: &Path, path: &Path, mode: OpenFlags, settings: &str) -> Result<Index> {
+        let conn = Connection::open_with_flags(name, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)
             .map_err(|e| {
                 Error::new(Kind::NeedsReindex, "cannot open index")
                     .because(e)
@@ -137,20 +174,16 @@ impl Index {
         let index = Index {
             conn,
             path: path.to_owned(),
+            fresh: Cell::new(false),
         };
-        index.settings()?;
-        let number = |pragma: &str| -> Result<i64> {
-            index
-                .conn
-                .query_row(&format!("PRAGMA {pragma}"), [], |r| r.get(0))
-                .map_err(|e| index.error(e))
-        };
-        if number("application_id")? != schema::APPLICATION_ID {
-            return Err(Error::new(
-                Kind::NeedsReindex,
-                "an index of other tools; it is made anew at the next use",
-            )
-            .at(path));
+        index.settings(settings)?;
+        let application_id: i64 = index
+            .conn
+            .query_row("PRAGMA application_id", [], |r| r.get(0))
+            .map_err(|e| index.error(e))?;
+        if application_id != schema::APPLICATION_ID {
+            let what = "an index of other tools; it is made anew at the next use";
+            return Err(Error::new(Kind::NeedsReindex, what).at(path));
         }
         let version = index.meta_number("schema")?;
         if version != Some(schema::VERSION) {
@@ -161,12 +194,12 @@ impl Index {
         Ok(index)
     }
 
-    fn settings(&self) -> Result<()> {
+    fn settings(&self, settings: &str) -> Result<()> {
         self.conn
             .busy_timeout(std::time::Duration::from_secs(20))
             .map_err(|e| self.error(e))?;
         self.conn
-            .execute_batch(schema::SETTINGS)
+            .execute_batch(settings)
             .map_err(|e| self.error(e))?;
         self.conn.set_prepared_statement_cache_capacity(64);
         Ok(())
@@ -187,8 +220,20 @@ impl Index {
     }
 
     /// Makes what was entered visible. Does not sync.
+    ///
+    /// With `synchronous` NORMAL SQLite would sync the header of a new write-ahead log and its
+    /// folder at the first commit, lest a reused log be read as new. A log that begins as an empty
+    /// file has nothing to be mixed up with, so that one commit goes without.
     pub fn commit(&self) -> Result<()> {
-        self.run("COMMIT")
+        self.run("COMMIT")?;
+        if self.fresh.get() {
+            match self.run(schema::SETTLED) {
+                Ok(()) => self.fresh.set(false),
+                // It is committed all the same; the next one tries again.
+                Err(e) => log::error!("DBERROR: setting refused error=<{e}>"),
+            }
+        }
+        Ok(())
     }
 
     /// Forgets what was entered; harmless outside a transaction.
@@ -227,13 +272,6 @@ impl Index {
 
     fn run(&self, sql: &str) -> Result<()> {
         self.conn.execute_batch(sql).map_err(|e| self.error(e))
-    }
-
-    /// Moves the write-ahead log into the file, if it is worth it. Failure is harmless.
-    pub fn checkpoint(&self) {
-        let _ = self
-            .conn
-            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
     }
 
     /// A number of the meta table.

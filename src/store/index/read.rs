@@ -564,8 +564,9 @@ impl Index {
     }
 
     /// Live mailboxes whose rows cannot be what their sender stated: bodies lack, or the sums
-    /// differ. For use after a loss.
-    pub fn doubtful(&self) -> Result<Vec<(String, String)>> {
+    /// differ. For use after a loss; `damaged` says that the log itself did not read throughout,
+    /// so that sums which differed before prove nothing.
+    pub fn doubtful(&self, damaged: bool) -> Result<Vec<(String, String)>> {
         let lacking: Vec<i64> = self.all(
             "SELECT DISTINCT mailbox_id FROM record WHERE missing AND expunged IS NULL",
             [],
@@ -577,7 +578,7 @@ impl Index {
             let stated = sums.agrees(row.head.sum("SYNC_CRC"), row.head.sum("SYNC_CRC_ANNOT"));
             let why = if lacking.contains(&row.id) {
                 "bodies lack after damage"
-            } else if !stated && !row.unreliable {
+            } else if !stated && (damaged || !row.unreliable) {
                 "records lack after damage"
             } else {
                 continue;

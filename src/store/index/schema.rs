@@ -8,13 +8,23 @@ pub const APPLICATION_ID: i64 = 0x4379_426b;
 /// not try to upgrade what they find, but they write their own number there all the same.
 pub const VERSION: i64 = 1;
 
-/// Settings of every connection. Small caches; large transactions spill.
+/// Settings of every connection. Small caches; large transactions spill; the write-ahead log is
+/// moved into the file when it is closed, and in a long session whenever it has 16 MiB.
 pub const SETTINGS: &str = "
     PRAGMA cache_size = -1024;
     PRAGMA synchronous = NORMAL;
     PRAGMA temp_store = MEMORY;
-    PRAGMA wal_autocheckpoint = 0;
+    PRAGMA wal_autocheckpoint = 4096;
 ";
+
+/// Those that matter to a reader of a file at rest.
+pub const READ_SETTINGS: &str = "PRAGMA cache_size = -1024;";
+
+/// Until the first commit into a write-ahead log that begins empty. Nothing is moved out of it.
+pub const FRESH: &str = "PRAGMA synchronous = OFF; PRAGMA wal_autocheckpoint = 0;";
+
+/// From then on.
+pub const SETTLED: &str = "PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 4096;";
 
 /// A new index.
 pub const CREATE: &str = "

@@ -119,6 +119,18 @@ impl Index {
             .map_err(|e| self.error(e))
     }
 
+    /// Whether any record refers to a body at or behind a (chunk, offset).
+    pub fn any_referred(&self, from: (i64, u64)) -> Result<bool> {
+        self.conn
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM record WHERE guid IN (
+                    SELECT guid FROM message
+                    WHERE chunk_id > ?1 OR (chunk_id = ?1 AND offset >= ?2)))",
+            )
+            .and_then(|mut s| s.query_row(params![from.0, from.1 as i64], |r| r.get(0)))
+            .map_err(|e| self.error(e))
+    }
+
     /// UNMAILBOX: every live mailbox of that name is deleted now. Returns how many there were.
     pub fn unmailbox(&self, mboxname: &str, time: Timestamp) -> Result<usize> {
         self.exec(

@@ -4,7 +4,7 @@
 //! ends at a flush point, so a torn tail can be cut there and sealed. After a failed append, flush or
 //! seal nothing more is appended until [`Log::rewind`] has cut the file back: never anything behind
 //! garbage. A failed sync poisons the log, since the kernel may have dropped the bytes: it is not
-//! retried, and every later call fails with the same kind; so does a failed rewind.
+//! retried, and every later call fails with the same kind; so does a failed rewind. A rewind then still cuts the file, but fails.
 //!
 //! Format: doc/format.md; members as in `store::gzip`. While much streams in, a helper thread deflates,
 //! hashes and writes beside the caller; it is started by the first full buffer and joined by the next
@@ -27,6 +27,9 @@ use std::sync::Arc;
 
 /// Plain bytes are collected up to this size before they are deflated.
 const BUFFER: usize = 128 * 1024;
+
+/// What a buffer keeps while nothing is appended.
+const KEPT: usize = 16 * 1024;
 
 /// A data file open for appending. Dropping it forgets what was not flushed.
 pub struct Log {
@@ -200,6 +203,9 @@ impl Log {
     /// member begun since is gone. Clears what a failed append left; a failure here poisons the log.
     pub fn rewind(&mut self, point: &Checkpoint) -> Result<()> {
         if self.fault.as_ref().is_some_and(|f| f.lasting) {
+            // Not to go on: what the kernel may have dropped must not look as if it were there to
+            // whoever opens the file next. If that fails too, nothing is lost by having tried.
+            let _ = self.cut(point.end);
             return self.sound();
         }
         // Ends the helper, so that nothing is written behind the cut.
@@ -270,7 +276,7 @@ impl Log {
         if let Some(member) = &mut self.member {
             let sink = member.home()?;
             sink.put(&self.buffer)?;
-            self.buffer.clear();
+            empty(&mut self.buffer);
             sink.flush()?;
             self.unsynced |= sink.end != self.end;
             self.end = sink.end;
@@ -399,6 +405,12 @@ impl Member {
             _ => Err(lost()),
         }
     }
+}
+
+/// Clears a buffer at a point after which nothing may come for long: a large one is freed.
+fn empty(buffer: &mut Vec<u8>) {
+    buffer.clear();
+    buffer.shrink_to(KEPT);
 }
 
 fn lost() -> Error {

@@ -63,7 +63,9 @@ impl Sink {
     /// Writes everything up to a flush point.
     pub(super) fn flush(&mut self) -> Result<()> {
         self.writer.flush(&mut self.out);
-        self.drain()
+        self.drain()?;
+        super::empty(&mut self.out);
+        Ok(())
     }
 
     /// Completes the member; returns the end of the file and the hash of the whole member.

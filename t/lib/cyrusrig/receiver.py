@@ -368,6 +368,21 @@ class Ours(_Backup):
                 found[box["mboxname"]] = box
         return found
 
+    def own_listing(self, users):
+        """{userid: what is the user's own} by `show -j`."""
+        found = {}
+        for user in users:
+            shown = self.json("show", user, "subscriptions", "seen", "sieve", "quota")
+            about = {"subscriptions": {s["mboxname"] for s in shown["subscriptions"]}}
+            about["seen"] = {s["uniqueid"]: (s["lastuid"], s["seenuids"] or "") for s in shown["seen"]}
+            about["sieve"] = {s["filename"]: (s["guid"], int(s["active"])) for s in shown["scripts"]}
+            about["quota"] = {}
+            for root in shown["quota"]:
+                names = set(root) - {"root", "adminname", "limit", "modseq"}
+                about["quota"][root["root"]] = {name.upper(): root[name] for name in names}
+            found[user] = about
+        return found
+
     @staticmethod
     def admin_name(mboxname):
         """example.com!shared.a^b -> shared/a.b@example.com"""

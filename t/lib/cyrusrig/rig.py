@@ -58,6 +58,9 @@ class Rig:
         expect_none(
             compare.users(held["users"], claimed["users"], ignore), "users' own data against %s" % to.kind
         )
+        if to.kind == "ours":
+            shown = to.own_listing(users)
+            expect_none(compare.users(held["users"], shown, ignore), "users' own data against show")
         if bodies and to.kind == "ours":
             # The log is the truth: read without our program it says the same.
             files = to.data_files()

@@ -289,16 +289,38 @@ def start_syslog():
             end = time.monotonic() + 5
             while not _sink_alive() and time.monotonic() < end:
                 time.sleep(0.02)
+    _listen()
+
+
+_heard = []
+_heard_to = None
+
+
+def _listen():
+    """Lines of this process' instances, read on from where we were."""
+    global _heard_to
+    mark = b"rig%d-" % os.getpid()
+    try:
+        with open(_LOG_FILE, "rb") as file:
+            size = file.seek(0, 2)
+            if _heard_to is None or _heard_to > size:
+                # What was before us is nobody's here; a smaller file has begun anew.
+                _heard_to = 0 if _heard_to else size
+            file.seek(_heard_to)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                _heard_to += len(line)
+                if mark in line:
+                    _heard.append(line.decode(errors="replace").rstrip())
+    except OSError:
+        pass
+    return _heard
 
 
 def syslog_text(prefix):
-    """The lines so far of the instance with this syslog_prefix."""
-    try:
-        with open(_LOG_FILE, "rb") as file:
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    return "\n".join(line for line in lines if prefix + "/" in line)
+    """The lines so far of the instance with this syslog_prefix, which begins `rigPID-`."""
+    return "\n".join(line for line in _listen() if prefix + "/" in line)
 
 
 _NOISE = re.compile(r"ctl_cyrusdb|checkpointed|login: |USAGE |IDLE: error|skipstamp|locking disabled|: executed|about to exec|creating sql_db")
@@ -328,6 +350,10 @@ start = open(where + '/start', 'a')
 while True:
     try:
         out.write(sock.recv(65536).rstrip(b'\n\0') + b'\n')
+        if out.tell() > 100000000:
+            # A program that loops must not fill the memory.
+            out.seek(0)
+            out.truncate()
         continue
     except socket.timeout:
         pass
