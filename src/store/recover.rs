@@ -277,7 +277,10 @@ fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64, kept: bool) -> Result
         index.set_meta("generation", "")?;
     }
     if generation(&**file)?.is_none() {
-        index.set_meta("origin", origin(&**file, end.min(HEAD))?)?;
+        // The first member stays as it is, whatever follows.
+        let first = index.chunk(1)?.and_then(|c| Some(c.offset + c.length?));
+        let len = first.unwrap_or(end).min(HEAD);
+        index.set_meta("origin", origin(&**file, len)?)?;
     }
     if !ours {
         adopted(&index, path, &entered)?;
