@@ -39,6 +39,7 @@ fn row(chosen: &Chosen, c: &Context) -> Result<Value> {
     let view = c.open(chosen, c.repair())?;
     let index = view.reader.index();
     let totals = index.totals()?;
+    let (unreferenced, unreferenced_bytes) = index.unreferenced()?;
     let chunks = index.chunks()?;
     // Of sealed chunks only: of an open one the index knows no lengths.
     let sum = |of: fn(&ChunkRow) -> Option<u64>| {
@@ -60,6 +61,8 @@ fn row(chosen: &Chosen, c: &Context) -> Result<Value> {
         "resync": totals.resync,
         "bodies": totals.messages,
         "body_bytes": totals.message_bytes,
+        "unreferenced": unreferenced,
+        "unreferenced_bytes": unreferenced_bytes,
         "plain_bytes": plain,
         "ratio": ratio,
         "first_time": chunks.first().map(|k| k.first_time),

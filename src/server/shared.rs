@@ -121,7 +121,7 @@ impl Shared {
             aside.display()
         );
         drop(DataLock::acquire(path, Wait::No, Create::New)?);
-        index::remove(&index::path_of(path))?;
+        index::retire(&index::path_of(path))?;
         drop(lock);
         Ok(())
     }

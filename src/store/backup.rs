@@ -151,7 +151,7 @@ impl Backup {
     /// Opens a backup with its index built anew from the log, whatever it was.
     pub fn reindex(path: &Path, key: &str, wait: Wait, settings: Settings) -> Result<Backup> {
         let lock = DataLock::acquire(path, wait, Create::No)?;
-        index::remove(&index::path_of(path))?;
+        index::retire(&index::path_of(path))?;
         // Whoever comes in between builds it just as well.
         drop(lock);
         Backup::open(path, key, wait, Create::No, settings)
@@ -164,17 +164,19 @@ impl Backup {
 
     /// Marks mailboxes that a loss left in doubt, so that the sender's next run brings them.
     fn doubt(&mut self, mailboxes: &[(String, String)]) -> Result<()> {
-        let mut lines = Vec::new();
-        for (uniqueid, why) in mailboxes {
-            log::warn!(
-                "mailbox to be sent again filename=<{}> uniqueid=<{uniqueid}> reason=<{why}>",
-                self.path.display()
-            );
-            lines.push(resync_line(uniqueid, 1, why));
-        }
         let now = Timestamp(self.stamp);
+        let lines: Vec<_> = mailboxes.iter().map(|m| self.doubted(m)).collect();
         self.append(&lines, now)?;
         self.seal()
+    }
+
+    /// The line that marks a mailbox, told to the log of the program, too.
+    fn doubted(&self, (uniqueid, why): &(String, String)) -> Line {
+        log::warn!(
+            "mailbox to be sent again filename=<{}> uniqueid=<{uniqueid}> reason=<{why}>",
+            self.path.display()
+        );
+        resync_line(uniqueid, 1, why)
     }
 
     /// The index, for questions.
@@ -287,16 +289,25 @@ impl Backup {
     fn begin_chunk(&mut self, now: Timestamp) -> Result<()> {
         self.log.begin(&[])?;
         let stamp = self.next_stamp(now);
-        let first = self.log.member_offset() == 0;
+        // None in a new log, empty in one that the old tools began.
+        let named = self.index.meta_text("generation")?;
+        let adopted = named.as_deref() == Some("") && self.log.member_offset() > 0;
         self.chunk = Some(self.index.begin_chunk(self.log.member_offset(), stamp)?);
         self.lines.clock = 0;
-        if first {
+        if named.is_none_or(|id| id.is_empty()) {
             let mut id = [0; 8];
             getrandom::fill(&mut id).map_err(|e| {
                 Error::new(Kind::Internal, "no random numbers").because(e.to_string())
             })?;
             let line = generation(&hex::encode(&id), &self.key);
             self.put(&line, now)?;
+        }
+        if adopted {
+            // From here on the log is ours: what the old tools missed is asked for again.
+            for found in self.index.doubtful(true)? {
+                let line = self.doubted(&found);
+                self.put(&line, now)?;
+            }
         }
         self.manifest(now)
     }

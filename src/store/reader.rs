@@ -11,7 +11,7 @@ use super::file::LogFile;
 use super::index::{self, Index, MessageRow};
 use super::lock::{Create, Wait};
 use super::log::read_chunk_plain;
-use super::recover::generation;
+use super::recover::belongs;
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
 use crate::sys::lock::{Holder, holder};
@@ -101,9 +101,7 @@ impl Reader {
         let fits = match (&known, acknowledged) {
             // A new one, into which perhaps the first bodies come; one being rebuilt is not.
             (None, None) => len == 0 || index.meta_number("new")?.is_some(),
-            (Some(known), Some(end)) => {
-                end as u64 <= len && *known == generation(&file)?.unwrap_or_default()
-            }
+            (Some(_), Some(end)) => end as u64 <= len && belongs(&index, &file)?,
             _ => false,
         };
         if !fits {

@@ -12,6 +12,7 @@ use super::index::{self, Index};
 use super::reindex::{self, Entered, From, Known, Trailing};
 use crate::cyrus::dlist::{Limits, Parser, Value};
 use crate::error::{Error, Kind, Result};
+use crate::util::hex;
 use crate::util::time::Timestamp;
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -69,6 +70,36 @@ fn generation_in(bytes: impl std::io::Read) -> Result<Option<String>> {
     }
 }
 
+/// Bytes at the beginning of an old log that tell it from others: they hold the time and what was
+/// said first.
+const HEAD: u64 = 4096;
+
+/// What ties an index to a log whose first member names no generation: how many bytes at its
+/// beginning were looked at, and their SHA-256.
+fn origin(file: &dyn LogFile, len: u64) -> Result<String> {
+    Ok(format!(
+        "{len}:{}",
+        hex::encode(&reindex::hash(file, 0, len)?)
+    ))
+}
+
+/// Whether an index was made from this log, as far as their beginnings say. A log that began with
+/// the old tools names its generation further back, if at all, and is known by its first bytes.
+pub(super) fn belongs(index: &Index, file: &dyn LogFile) -> Result<bool> {
+    let known = index.meta_text("generation")?;
+    Ok(match (known, generation(file)?) {
+        (None, _) => false,
+        (Some(known), Some(named)) => known == named,
+        (Some(_), None) => match index.meta_text("origin")? {
+            Some(known) => {
+                let len = known.split(':').next().and_then(|n| n.parse().ok());
+                known == origin(file, len.unwrap_or(0).min(HEAD))?
+            }
+            None => false,
+        },
+    })
+}
+
 /// Brings log and index together. The lock is held.
 pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
     let index_path = index::path_of(path);
@@ -85,9 +116,7 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
         });
     }
     let opened = Index::open(&index_path).and_then(|index| {
-        let ours = index.meta_text("generation")?;
-        // A log of the old tools has none; its index says so.
-        if ours != Some(generation(&**file)?.unwrap_or_default()) {
+        if !belongs(&index, &**file)? {
             return Err(Error::new(
                 Kind::NeedsReindex,
                 "the index belongs to another log",
@@ -109,6 +138,7 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
                 "index rebuilt filename=<{}> reason=<{e}>",
                 index_path.display()
             );
+            index::retire(&index_path)?;
             rebuild(file, path, len, false)
         }
         Err(e) => Err(e),
@@ -242,12 +272,21 @@ fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64, kept: bool) -> Result
             0
         }
     };
-    if index.meta_text("generation")?.is_none() {
-        // A log of the old tools: its index is ours by being here.
+    // A log of the old tools names itself when we first write to it. Until then it promises nothing
+    // that could be missed here.
+    let ours = index.meta_text("generation")?.is_some();
+    if !ours {
         index.set_meta("generation", "")?;
     }
-    // A log of the old tools promises nothing that could be missed here.
-    let ours = generation(&**file)?.is_some();
+    if generation(&**file)?.is_none() {
+        // The first member stays as it is, whatever follows.
+        let first = index.chunk(1)?.and_then(|c| Some(c.offset + c.length?));
+        let len = first.unwrap_or(end).min(HEAD);
+        index.set_meta("origin", origin(&**file, len)?)?;
+    }
+    if !ours {
+        adopted(&index, path, &entered)?;
+    }
     let mut damage = entered.damage;
     for (guid, offset) in entered.wrong {
         damage.push((
@@ -273,6 +312,23 @@ fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64, kept: bool) -> Result
         damage,
         doubtful,
     })
+}
+
+/// Tells what was found in a log of the old tools, also whose mail may be in it.
+fn adopted(index: &Index, path: &Path, entered: &Entered) -> Result<()> {
+    let (totals, foreign) = (index.totals()?, index.unreferenced()?);
+    log::warn!(
+        "backup of old tools adopted filename=<{}> chunks={} mailboxes={} messages={} \
+         unreferenced={} unreferenced_bytes={} findings={}",
+        path.display(),
+        totals.chunks,
+        totals.mailboxes,
+        totals.records,
+        foreign.0,
+        foreign.1,
+        entered.damage.len() + entered.wrong.len()
+    );
+    Ok(())
 }
 
 /// Enters a whole log into a new index, whose transaction is open then.

@@ -9,7 +9,7 @@ use super::file::{FileReader, LogFile};
 use super::gzip::{MemberEnd, MemberReader, find_next_member};
 use super::index::{Index, Lines, Place, apply_line};
 use super::line::CHUNK_START;
-use crate::cyrus::dlist::{Limits, Parser, Why};
+use crate::cyrus::dlist::{Limits, ParseError, Parser, Start, Why};
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
 use crate::util::time::Timestamp;
@@ -48,6 +48,10 @@ pub struct Entered {
     pub end: u64,
     /// Bodies at or behind this (chunk, offset) stand behind the last MAILBOX line.
     pub unsettled: Option<(i64, u64)>,
+    /// Lines passed over because they could not be understood.
+    refused: u32,
+    /// Plain bytes of the last member that could be read as lines.
+    plain: u64,
 }
 
 /// What becomes of MESSAGE lines at the end that no later line refers to.
@@ -59,6 +63,10 @@ pub enum Trailing {
     /// them: manifests, clocks and what is written before a MAILBOX may stand behind them.
     Cut,
 }
+
+/// So many lines that read but cannot be understood are passed over; each costs reading its member
+/// anew.
+const REFUSED: u32 = 100;
 
 /// Where to begin.
 #[derive(Clone, Copy, Debug)]
@@ -100,15 +108,8 @@ pub fn enter(
     let mut known = from.known;
     index.savepoint("good")?;
     while offset < until {
-        let lines = out.lines;
         match member(file, index, offset, until, known.take(), trailing, &mut out)? {
             Some(length) if length > 0 => {
-                // A member without a line belongs to what it follows.
-                if let Some(good) = out.good.as_mut().filter(|_| out.lines == lines) {
-                    if good.sealed_end == Some(offset) {
-                        good.sealed_end = Some(offset + length);
-                    }
-                }
                 offset += length;
             }
             _ => {
@@ -117,6 +118,7 @@ pub fn enter(
                     .map_err(|e| Error::io("cannot read log", e))?
                 {
                     Some(next) if next < until => {
+                        close(file, index, offset, next, &out)?;
                         out.damage
                             .push((offset, format!("goes on at the member at {next}")));
                         offset = next;
@@ -130,6 +132,17 @@ pub fn enter(
     index.rollback_to("good")?;
     index.release("good")?;
     Ok(out)
+}
+
+/// Completes the row of a member that ends without a trailer and is not the last one.
+fn close(file: &dyn LogFile, index: &Index, offset: u64, next: u64, out: &Entered) -> Result<()> {
+    match index.last_chunk()? {
+        Some(chunk) if chunk.offset == offset && chunk.length.is_none() => {
+            let hash = hash(file, offset, next - offset)?;
+            index.end_chunk(chunk.id, next - offset, out.plain, &hash)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Enters one member. Returns its compressed length if it is sealed and sound.
@@ -158,7 +171,16 @@ fn member(
             Ok(true) => skip = 0,
             Ok(false) => {
                 // An empty member, as old zlibs write them.
-                return Ok(parser_end(parser, out, offset));
+                let length = parser_end(parser, out, offset);
+                if let Some(length) = length {
+                    let good = Good {
+                        member: offset,
+                        plain: 0,
+                        sealed_end: Some(offset + length),
+                    };
+                    without_lines(index, out, trailing, good)?;
+                }
+                return Ok(length);
             }
             Err(e) => {
                 out.damage.push((offset, e.to_string()));
@@ -166,7 +188,7 @@ fn member(
             }
         }
     }
-    if let Err(e) = parser.body(skip, &mut |_| Ok::<(), crate::cyrus::dlist::ParseError>(())) {
+    if let Err(e) = parser.body(skip, &mut |_| Ok::<(), ParseError>(())) {
         out.damage.push((offset, e.to_string()));
         return Ok(None);
     }
@@ -174,6 +196,14 @@ fn member(
         let at = parser.position();
         match parser.peek() {
             Ok(None) => break,
+            Ok(Some(b'#')) => match comment(&mut parser) {
+                Ok(()) => continue,
+                Err(e) => {
+                    broken = Some(format!("line at {at}: {e}"));
+                    ends_good = false;
+                    break;
+                }
+            },
             Ok(Some(_)) => {}
             Err(e) => {
                 broken = Some(e.to_string());
@@ -181,6 +211,7 @@ fn member(
             }
         }
         index.savepoint("line")?;
+        let before = chunk;
         match line(index, &mut parser, &mut lines, &mut chunk, offset, at, out) {
             Ok(settled) => {
                 let belongs = settled && (trailing == Trailing::Keep || out.unsettled.is_none());
@@ -205,7 +236,22 @@ fn member(
             Err(e) => {
                 index.rollback_to("line")?;
                 index.release("line")?;
-                broken = Some(format!("line at {at}: {e}"));
+                chunk = before;
+                let what = format!("line at {at}: {e}");
+                // Said well, but not to be understood: the old server logged what it then refused.
+                let next = match trailing {
+                    Trailing::Keep if out.refused < REFUSED => pass(file, offset, until, at)?,
+                    _ => None,
+                };
+                if let Some(next) = next {
+                    out.refused += 1;
+                    lines.complete = None;
+                    out.damage.push((offset, what));
+                    parser = next;
+                    ends_good = true;
+                    continue;
+                }
+                broken = Some(what);
                 ends_good = false;
                 break;
             }
@@ -214,6 +260,7 @@ fn member(
     out.wrong
         .extend(lines.wrong.drain(..).map(|(guid, _)| (guid, offset)));
     let plain = parser.position();
+    out.plain = plain;
     let mut reader = parser.into_inner();
     let end = reader.end();
     match end {
@@ -233,7 +280,12 @@ fn member(
                     });
                 }
             } else {
-                pass_over(out, offset, compressed_len);
+                let good = Good {
+                    member: offset,
+                    plain,
+                    sealed_end: Some(offset + compressed_len),
+                };
+                without_lines(index, out, trailing, good)?;
             }
             Ok(Some(compressed_len))
         }
@@ -250,28 +302,28 @@ fn member(
     }
 }
 
+/// A sealed member in which nothing is said, as the old server writes one for each session that only
+/// asks: the log may end with it.
+fn without_lines(index: &Index, out: &mut Entered, trailing: Trailing, good: Good) -> Result<()> {
+    let follows = out.good.is_some_and(|g| g.sealed_end == Some(good.member));
+    if trailing == Trailing::Keep || follows {
+        index.release("good")?;
+        index.savepoint("good")?;
+        out.good = Some(good);
+    }
+    Ok(())
+}
+
 fn parser_end(
     parser: Parser<MemberReader<FileReader<'_>>>,
     out: &mut Entered,
     offset: u64,
 ) -> Option<u64> {
     match parser.into_inner().end() {
-        Ok(MemberEnd::Sealed { compressed_len }) => {
-            pass_over(out, offset, compressed_len);
-            Some(compressed_len)
-        }
+        Ok(MemberEnd::Sealed { compressed_len }) => Some(compressed_len),
         _ => {
             out.damage.push((offset, "torn empty member".into()));
             None
-        }
-    }
-}
-
-/// A sealed member without lines: a log that was good up to it is good up to its end.
-fn pass_over(out: &mut Entered, offset: u64, length: u64) {
-    if let Some(good) = &mut out.good {
-        if good.sealed_end == Some(offset) {
-            good.sealed_end = Some(offset + length);
         }
     }
 }
@@ -287,6 +339,60 @@ fn first_line<R: io::BufRead>(parser: &mut Parser<R>) -> Result<bool> {
         return Err(Error::new(Kind::Damaged, "does not begin as a chunk"));
     }
     Ok(true)
+}
+
+/// Passes over a comment: whoever edited a log by hand may have left some.
+fn comment<R: io::BufRead>(parser: &mut Parser<R>) -> Result<()> {
+    parser.word(|b| b != b'\n')?;
+    Ok(parser.end_line()?)
+}
+
+/// Reads the member at `offset` anew up to behind the line at `at`; `None` if that line does not
+/// read.
+fn pass(
+    file: &dyn LogFile,
+    offset: u64,
+    until: u64,
+    at: u64,
+) -> Result<Option<Parser<MemberReader<FileReader<'_>>>>> {
+    let reader = MemberReader::new(FileReader::until(file, offset, until));
+    let mut parser = Parser::new(reader, Limits::default());
+    let mut read = || -> Result<()> {
+        parser.body(at, &mut |_| Ok::<(), ParseError>(()))?;
+        parser.word(|b| b.is_ascii_digit())?;
+        for _ in 0..2 {
+            parser.space()?;
+            parser.word(|b| b.is_ascii_alphanumeric() || b == b'_')?;
+        }
+        parser.space()?;
+        skip(&mut parser, 0)?;
+        Ok(parser.end_line()?)
+    };
+    Ok(read().is_ok().then_some(parser))
+}
+
+/// Passes over a value in constant memory.
+fn skip<R: io::BufRead>(parser: &mut Parser<R>, depth: u32) -> Result<()> {
+    if depth > Limits::default().depth {
+        return Err(Error::new(Kind::Damaged, "nested too deeply"));
+    }
+    match parser.start()? {
+        Start::Leaf(_) => {}
+        Start::File(head) => {
+            parser.body(head.size, &mut |_| Ok::<(), ParseError>(()))?;
+        }
+        Start::List => {
+            while parser.list_next()? {
+                skip(parser, depth + 1)?;
+            }
+        }
+        Start::Kv => {
+            while parser.kv_next()?.is_some() {
+                skip(parser, depth + 1)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Enters one line; false if what follows decides about it.

@@ -1,4 +1,5 @@
 //! Store and server through the library.
+mod adopt;
 mod crash;
 mod imapd_conf;
 mod log;

@@ -224,7 +224,7 @@ fn rename(index: &Index, v: &Value, time: Timestamp) -> Result<()> {
         return Ok(());
     };
     let mut head = row.head;
-    head.set("MBOXNAME", Value::text(new));
+    head.set("MBOXNAME", Value::text(&new));
     for key in ["PARTITION", "UIDVALIDITY"] {
         if let Some(value) = v.get(key) {
             head.set(key, value.clone());
@@ -233,7 +233,23 @@ fn rename(index: &Index, v: &Value, time: Timestamp) -> Result<()> {
     index
         .begin_mailbox(head, Mode::Changes, time, row.position, None)?
         .finish()?;
+    if user_part(&old) != user_part(&new) {
+        // The old server wrote it here whoever got the mailbox. What comes later is in other logs.
+        index.unmailbox(&new, time)?;
+    }
     Ok(())
+}
+
+/// What tells a mailbox's owner in its internal name: domain and user, nothing for shared ones.
+fn user_part(mboxname: &str) -> Option<(&str, &str)> {
+    let (domain, local) = mboxname.rsplit_once('!').unwrap_or(("", mboxname));
+    let mut parts = local.split('.');
+    match (parts.next(), parts.next()) {
+        (Some("user"), Some(user)) => Some((domain, user)),
+        // Below the prefix of deleted mailboxes.
+        (Some(_), Some("user")) => parts.next().map(|user| (domain, user)),
+        _ => None,
+    }
 }
 
 fn private(

@@ -57,6 +57,40 @@ pub fn remove(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Makes room for a new index: one of ours is removed, anybody else's is renamed to
+/// `<index>.<unixtime>`, as the old `reindex` did. The caller holds the backup's lock.
+pub fn retire(path: &Path) -> Result<()> {
+    let fail = |e| Error::io("cannot set aside", e).at(path);
+    if !is_foreign(path) {
+        return remove(path);
+    }
+    for n in crate::util::time::now().0.. {
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(format!(".{n}"));
+        let aside = PathBuf::from(aside);
+        if aside.try_exists().map_err(fail)? {
+            continue;
+        }
+        std::fs::rename(path, &aside).map_err(fail)?;
+        log::info!("old index kept filename=<{}>", aside.display());
+        break;
+    }
+    remove(path)
+}
+
+/// Whether a database lies there that is not ours. What is no database at all is not meant: it may
+/// have been ours. A journal that its writer left is played back by this.
+fn is_foreign(path: &Path) -> bool {
+    let look = || -> rusqlite::Result<bool> {
+        let mode = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let conn = Connection::open_with_flags(path, mode)?;
+        let number = |sql| conn.query_row(sql, [], |r| r.get::<_, i64>(0));
+        Ok(number("PRAGMA application_id")? != schema::APPLICATION_ID
+            && number("SELECT count(*) FROM sqlite_master")? > 0)
+    };
+    look().unwrap_or(false)
+}
+
 impl Index {
     /// Makes a new, empty index; what lies there is removed. The caller holds the backup's lock.
     pub fn create(path: &Path) -> Result<Index> {
@@ -148,7 +182,8 @@ impl Index {
             .query_row("PRAGMA application_id", [], |r| r.get(0))
             .map_err(|e| index.error(e))?;
         if application_id != schema::APPLICATION_ID {
-            return Err(Error::new(Kind::NeedsReindex, "not an index of ours").at(path));
+            let what = "an index of other tools; it is made anew at the next use";
+            return Err(Error::new(Kind::NeedsReindex, what).at(path));
         }
         let version = index.meta_number("schema")?;
         if version != Some(schema::VERSION) {

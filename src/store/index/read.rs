@@ -609,6 +609,18 @@ impl Index {
         .ok_or_else(|| Error::new(Kind::Internal, "no counts"))
     }
 
+    /// Bodies that no record, live or not, refers to, and their bytes: in logs of the old tools
+    /// these can be other users' mail. Reads all message and record rows.
+    pub fn unreferenced(&self) -> Result<(i64, i64)> {
+        self.one(
+            "SELECT count(*), coalesce(sum(size), 0) FROM message
+             WHERE guid NOT IN (SELECT guid FROM record)",
+            [],
+            |r| Ok((r.get(0)?, r.get(1)?)),
+        )
+        .map(Option::unwrap_or_default)
+    }
+
     /// Numbers about the backup; reads all of its message rows.
     pub fn totals(&self) -> Result<Totals> {
         self.one(
