@@ -18,6 +18,7 @@ pub mod messages;
 pub mod output;
 pub mod passwd;
 pub mod reindex;
+pub mod rescan;
 pub mod select;
 pub mod serve;
 pub mod show;
@@ -148,6 +149,13 @@ pub static COMMANDS: &[Command] = &[
         help: "build an index anew from its log",
         options: reindex::options,
         job: reindex::job,
+    },
+    Command {
+        name: "rescan",
+        operands: "",
+        help: "compare backups.db with the logs in the partitions",
+        options: rescan::options,
+        job: rescan::job,
     },
     Command {
         name: "passwd",

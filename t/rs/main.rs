@@ -1,5 +1,6 @@
 //! Store and server through the library.
 mod imapd_conf;
+mod integrity;
 mod log;
 mod looking;
 mod store;
