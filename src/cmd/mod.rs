@@ -16,6 +16,7 @@ pub mod list;
 pub mod mailboxes;
 pub mod messages;
 pub mod output;
+pub mod parallel;
 pub mod passwd;
 pub mod reindex;
 pub mod rescan;
@@ -30,6 +31,7 @@ use crate::cyrus::mboxname::{MboxName, Namespace};
 use crate::error::{Error, Kind, Result};
 use crate::store::backup::Settings;
 use crate::store::catalog::Catalog;
+use crate::store::proven::Proven;
 use crate::store::reader::{Reader, Stale};
 use crate::sys::identity::{self, Became};
 use args::{Globals, usage};
@@ -182,6 +184,11 @@ impl Context {
     /// The catalogue, for reading.
     pub fn catalog(&self) -> Catalog {
         Catalog::open(&self.config.backup_db_path(), false)
+    }
+
+    /// When backups were proven.
+    pub fn proven(&self) -> Proven {
+        Proven::beside(&self.config.backup_db_path())
     }
 
     /// The repair of a stale index, with the settings of imapd.conf.

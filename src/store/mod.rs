@@ -3,6 +3,7 @@
 
 pub mod backup;
 pub mod catalog;
+pub mod doubt;
 pub mod file;
 pub mod gzip;
 pub mod identify;
@@ -10,6 +11,7 @@ pub mod index;
 pub mod line;
 pub mod lock;
 pub mod log;
+pub mod proven;
 pub mod reader;
 pub mod recover;
 pub mod reindex;

@@ -246,7 +246,7 @@ pub fn entries(catalog: &Catalog, ns: &Namespace, walked: &mut Walked) -> Result
 }
 
 /// Whether an entry may name a log of `owner`: its own, or that of a former user of the name.
-fn fits(key: &str, owner: &str) -> bool {
+pub fn fits(key: &str, owner: &str) -> bool {
     let former = key.strip_prefix("%FORMER/");
     key == owner
         || former.is_some_and(|rest| {

@@ -162,3 +162,99 @@ fn rescan_speaks() {
     assert!(text.contains("--fix would change that"), "{text}");
     assert_eq!(store.run(&["rescan", "anna"]).status, 64);
 }
+
+/// `verify -j`: exit status, and for each backup its status and first finding.
+fn verify(store: &Store, more: &[&str]) -> (i32, Vec<(String, String)>) {
+    let ran = store.run(&[&["verify", "-j"], more].concat());
+    let word = |v: &Value| v.as_str().unwrap_or("").to_owned();
+    let rows = parsed(&ran)["backups"].as_array().unwrap().clone();
+    let rows = rows.iter();
+    let told = rows.map(|b| {
+        let what = word(&b["findings"][0]["what"]);
+        (
+            format!("{} {}", word(&b["userid"]), word(&b["status"])),
+            what,
+        )
+    });
+    (ran.status, told.collect())
+}
+
+fn proven(store: &Store, command: &str) -> Vec<bool> {
+    let rows = store.json(&[command, "-j", "-A"])["backups"].clone();
+    let rows = rows.as_array().unwrap().iter();
+    rows.map(|b| b["proven"].as_i64().is_some()).collect()
+}
+
+#[test]
+fn verify_remembers_and_tells_what_is_not_there() {
+    let store = Store::new("proven");
+    let whole = |key: &str| (format!("{key} ok"), String::new());
+    let all = vec![
+        whole("%SHARED//news"),
+        whole("anna"),
+        whole("carl@x.example"),
+    ];
+    assert_eq!(verify(&store, &["--quick"]), (0, all.clone()));
+    assert_eq!(proven(&store, "list"), [false; 3], "quick proves nothing");
+    assert_eq!(verify(&store, &["anna"]), (0, all[1..2].to_vec()));
+    assert_eq!(proven(&store, "list"), [false, true, false]);
+    assert_eq!(proven(&store, "stat"), [false, true, false]);
+    assert!(store.text(&["list"]).contains(" PROVEN "));
+    assert!(
+        store
+            .text(&["stat", "anna"])
+            .contains("  proven         20")
+    );
+    // The order is that of the catalogue, however many work at it; with --max-time those that were
+    // never proven come first.
+    for jobs in ["1", "2", "7"] {
+        assert_eq!(
+            verify(&store, &["--jobs", jobs, "--quick"]),
+            (0, all.clone())
+        );
+    }
+    let order = vec![all[0].clone(), all[2].clone(), all[1].clone()];
+    assert_eq!(verify(&store, &["--max-time", "1h", "--quick"]), (0, order));
+    for bad in ["--jobs=0", "--jobs=x", "--max-time=0", "--max-time=1x"] {
+        assert_eq!(store.run(&["verify", bad]).status, 64, "{bad}");
+    }
+    assert_eq!(verify(&store, &[]), (0, all));
+    assert_eq!(proven(&store, "list"), [true; 3]);
+
+    // Another log in its place is not the one that was proven.
+    let path = store.path("carl@x.example");
+    fs::remove_file(&path).unwrap();
+    index::remove(&index::path_of(&path)).unwrap();
+    let mut backup = store.backup("carl@x.example");
+    let line = Line::new("SUB", &Dlist::kv([("MBOXNAME", Dlist::text("news"))]));
+    backup.append(&[line], NOW).unwrap();
+    backup.finish().unwrap();
+    store.hand_over();
+    assert_eq!(proven(&store, "list"), [true, true, false]);
+
+    // An entry without a file, an index without its log, somebody else's log.
+    catalog(&store)
+        .set("dora", &store.0.join("data/gone"))
+        .unwrap();
+    catalog(&store).set("emil", &store.path("anna")).unwrap();
+    index::remove(&index::path_of(&path)).unwrap();
+    store.hand_over();
+    let (status, found) = verify(&store, &[]);
+    assert_eq!(status, 65);
+    let starts = [
+        ("%SHARED//news ok", ""),
+        ("anna ok", ""),
+        (
+            "carl@x.example damaged",
+            "index does not fit its log; run reindex",
+        ),
+        ("dora damaged", "data file is missing"),
+        ("emil damaged", "backups.db says emil, the log says anna"),
+    ];
+    assert_eq!(found.len(), starts.len());
+    for ((who, what), (expect, start)) in found.iter().zip(starts) {
+        assert_eq!(who, expect);
+        assert!(what.starts_with(start), "{who}: {what}");
+    }
+    assert_eq!(verify(&store, &["dora"]).0, 65);
+}

@@ -290,6 +290,7 @@ fn list_tells_of_every_backup() {
             "bytes",
             "index_bytes",
             "last_sync",
+            "proven",
             "chunks",
             "mailboxes",
             "messages",
