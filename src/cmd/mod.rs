@@ -12,6 +12,7 @@
 pub mod args;
 pub mod chunks;
 pub mod dump;
+pub mod heal;
 pub mod list;
 pub mod mailboxes;
 pub mod messages;
@@ -151,6 +152,13 @@ pub static COMMANDS: &[Command] = &[
         help: "build an index anew from its log",
         options: reindex::options,
         job: reindex::job,
+    },
+    Command {
+        name: "heal",
+        operands: "[MODE] BACKUP...",
+        help: "get back what does not read",
+        options: heal::options,
+        job: heal::job,
     },
     Command {
         name: "rescan",

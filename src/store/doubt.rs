@@ -4,7 +4,9 @@
 //! Reads all records of the index, so it is for backups of which something is known to be wrong.
 //! Fails with the kinds of the index.
 
+use super::file::LogFile;
 use super::index::{Index, MailboxRow};
+use super::reader::readable;
 use crate::cyrus::guid::Guid;
 use crate::error::Result;
 use std::collections::{BTreeMap, HashSet};
@@ -37,6 +39,8 @@ pub struct Doubt {
     pub why: &'static str,
     /// UIDs of the present epoch whose records are not in the log as the index has them.
     pub unlogged: Vec<u32>,
+    /// Whether the log has the mailbox in the same epoch, so that records can be stated again.
+    pub same_epoch: bool,
     /// Nothing but bodies lacks.
     pub bodies_only: bool,
 }
@@ -51,13 +55,16 @@ pub struct Loss {
     pub mailboxes: Vec<Doubt>,
 }
 
-/// Compares `index` with `second`.
-pub fn assess(index: &Index, second: &Index) -> Result<Loss> {
+/// Compares `index` with `second`. Bodies that still read where `index` has them are not lost.
+pub fn assess(index: &Index, file: &dyn LogFile, second: &Index) -> Result<Loss> {
     let mut gone = HashSet::new();
     for row in index.bodies(None)? {
         if second.body(row.guid)?.is_none() {
             gone.insert(row.guid);
         }
+    }
+    for guid in readable(index, file, gone.iter().copied())? {
+        gone.remove(&guid);
     }
     let mut loss = Loss::default();
     for row in index.mailboxes(true)? {
@@ -120,6 +127,7 @@ fn mailbox(
                 false => "bodies do not read",
             },
             unlogged,
+            same_epoch: other.map_or(1, |o| o.epoch) == row.epoch,
             bodies_only: !differs,
         });
     }

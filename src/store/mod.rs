@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod doubt;
 pub mod file;
 pub mod gzip;
+pub mod heal;
 pub mod identify;
 pub mod index;
 pub mod line;

@@ -107,56 +107,84 @@ pub struct Finding {
 
 /// Looks at every file below the partitions that may be a log.
 pub fn walk(partitions: &[PathBuf], ns: &Namespace) -> Walked {
-    let mut out = Walked::default();
-    let mut seen = HashSet::new();
-    for dir in partitions {
-        folder(dir, 0, ns, &mut seen, &mut out);
-    }
-    out.logs.sort_by(|a, b| a.path.cmp(&b.path));
+    let mut out = walk_but(partitions, ns, is_aside);
     weigh(&mut out);
     out
 }
 
-fn folder(dir: &Path, depth: u32, ns: &Namespace, seen: &mut HashSet<FileId>, out: &mut Walked) {
-    let fail = |e| Error::io("cannot read folder", e).at(dir);
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(e) => return out.failed.push(fail(e)),
+/// Looks at every file below a folder that may be a copy of a log, set aside ones too.
+pub fn walk_copies(dir: &Path, ns: &Namespace) -> Walked {
+    walk_but(&[dir.to_owned()], ns, is_index)
+}
+
+fn walk_but(dirs: &[PathBuf], ns: &Namespace, but: fn(&Path) -> bool) -> Walked {
+    let mut walk = Walk {
+        ns,
+        but,
+        seen: HashSet::new(),
+        out: Walked::default(),
     };
-    for entry in entries {
-        let path = match entry {
-            Ok(entry) => entry.path(),
-            Err(e) => {
-                out.failed.push(fail(e));
-                continue;
-            }
+    for dir in dirs {
+        walk.folder(dir, 0);
+    }
+    walk.out.logs.sort_by(|a, b| a.path.cmp(&b.path));
+    walk.out
+}
+
+struct Walk<'a> {
+    ns: &'a Namespace,
+    but: fn(&Path) -> bool,
+    seen: HashSet<FileId>,
+    out: Walked,
+}
+
+impl Walk<'_> {
+    fn folder(&mut self, dir: &Path, depth: u32) {
+        let Walk { ns, but, seen, out } = self;
+        let mut below = Vec::new();
+        let fail = |e| Error::io("cannot read folder", e).at(dir);
+        let entries = match fs::read_dir(dir) {
+            Ok(entries) => entries,
+            Err(e) => return out.failed.push(fail(e)),
         };
-        // Follows links: partitions are spread over disks by them.
-        let meta = match fs::metadata(&path) {
-            Ok(meta) => meta,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(e) => {
-                out.failed.push(Error::io("cannot look at", e).at(&path));
-                continue;
+        for entry in entries {
+            let path = match entry {
+                Ok(entry) => entry.path(),
+                Err(e) => {
+                    out.failed.push(fail(e));
+                    continue;
+                }
+            };
+            // Follows links: partitions are spread over disks by them.
+            let meta = match fs::metadata(&path) {
+                Ok(meta) => meta,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) => {
+                    out.failed.push(Error::io("cannot look at", e).at(&path));
+                    continue;
+                }
+            };
+            let id = (meta.dev(), meta.ino());
+            if meta.is_dir() {
+                if depth < DEPTH && seen.insert(id) {
+                    below.push(path);
+                }
+            } else if meta.is_file() && !but(&path) && seen.insert(id) {
+                match look(&path, ns) {
+                    Ok(Content::Log(identity)) => out.logs.push(Log {
+                        path,
+                        id,
+                        identity,
+                        last: 0,
+                    }),
+                    Ok(_) => {}
+                    Err(e) if e.kind() == Kind::NotFound => {}
+                    Err(e) => out.failed.push(e),
+                }
             }
-        };
-        let id = (meta.dev(), meta.ino());
-        if meta.is_dir() {
-            if depth < DEPTH && seen.insert(id) {
-                folder(&path, depth + 1, ns, seen, out);
-            }
-        } else if meta.is_file() && !is_aside(&path) && seen.insert(id) {
-            match look(&path, ns) {
-                Ok(Content::Log(identity)) => out.logs.push(Log {
-                    path,
-                    id,
-                    identity,
-                    last: 0,
-                }),
-                Ok(_) => {}
-                Err(e) if e.kind() == Kind::NotFound => {}
-                Err(e) => out.failed.push(e),
-            }
+        }
+        for path in below {
+            self.folder(&path, depth + 1);
         }
     }
 }
@@ -170,12 +198,17 @@ fn look(path: &Path, ns: &Namespace) -> Result<Content> {
 /// it, one being made, and what was set aside or kept.
 pub fn is_aside(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let ends = [".index", "-wal", "-shm", "-journal", ".new"];
     let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     // Behind the six random characters of a data file no dot follows.
     let behind = name.rsplit_once('.');
-    ends.iter().any(|end| name.ends_with(end))
+    is_index(path)
         || behind.is_some_and(|(stem, n)| number(n) && (n.len() >= 9 || stem.ends_with(".damaged")))
+}
+
+fn is_index(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let ends = [".index", "-wal", "-shm", "-journal", ".new"];
+    ends.iter().any(|end| name.ends_with(end))
 }
 
 /// Finds out which of several logs of one owner was written to last.

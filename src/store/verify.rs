@@ -222,7 +222,7 @@ fn contents(
     };
     let entered = reindex::enter(reader.file(), &second, from, acknowledged, Trailing::Keep)?;
     proof.lines = entered.lines;
-    if second.meta_text("generation")?.is_none() {
+    if acknowledged > 0 && second.meta_text("generation")?.is_none() {
         // As for a log of the old tools.
         second.set_meta("generation", "")?;
     }
@@ -268,7 +268,7 @@ fn contents(
     }
     name_records(index, &mut proof.findings)?;
     if always || !proof.findings.is_empty() {
-        proof.loss = Some(assess(index, &second)?);
+        proof.loss = Some(assess(index, reader.file(), &second)?);
     }
     second.rollback();
     Ok(())

@@ -24,7 +24,7 @@ pub const SETTINGS: Settings = Settings {
     chunk_max: 8 << 20,
 };
 pub const NOW: Timestamp = Timestamp(1_795_439_789);
-const ONE: &[u8] = b"From: a@x\r\nSubject: one\r\n\r\nfirst body\r\n";
+pub const ONE: &[u8] = b"From: a@x\r\nSubject: one\r\n\r\nfirst body\r\n";
 const TWO: &[u8] = b"From: b@x\r\nSubject: two\r\n\r\nsecond body \xff\0\r\n";
 
 pub struct Store(pub PathBuf);

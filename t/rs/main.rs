@@ -1,4 +1,5 @@
 //! Store and server through the library.
+mod heal;
 mod imapd_conf;
 mod integrity;
 mod log;

@@ -16,17 +16,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-const SETTINGS: Settings = Settings {
+pub const SETTINGS: Settings = Settings {
     level: 1,
     chunk_max: 1 << 20,
 };
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
-struct Dir(PathBuf);
+pub struct Dir(pub PathBuf);
 
 impl Dir {
-    fn new() -> Dir {
+    pub fn new() -> Dir {
         let n = NUMBER.fetch_add(1, Ordering::Relaxed);
         // fsync is not the subject.
         let shm = PathBuf::from("/dev/shm");
@@ -40,11 +40,11 @@ impl Dir {
         Dir(path)
     }
 
-    fn data(&self) -> PathBuf {
+    pub fn data(&self) -> PathBuf {
         self.0.join("anna_abcdef")
     }
 
-    fn open(&self) -> Backup {
+    pub fn open(&self) -> Backup {
         Backup::open(
             &self.data(),
             "anna",
@@ -63,7 +63,7 @@ impl Drop for Dir {
     }
 }
 
-fn body(n: u32) -> Vec<u8> {
+pub fn body(n: u32) -> Vec<u8> {
     format!(
         "From: a@b\r\nSubject: message {n}\r\n\r\n{}\r\n",
         "text ".repeat(n as usize % 50)
@@ -71,7 +71,7 @@ fn body(n: u32) -> Vec<u8> {
     .into_bytes()
 }
 
-fn send(backup: &mut Backup, body: &[u8], time: i64) -> Guid {
+pub fn send(backup: &mut Backup, body: &[u8], time: i64) -> Guid {
     let guid = Guid::of(body);
     backup
         .body_begin(b"default", guid, body.len() as u64, Timestamp(time))
@@ -81,13 +81,13 @@ fn send(backup: &mut Backup, body: &[u8], time: i64) -> Guid {
     guid
 }
 
-fn record(uid: u32, guid: Guid, size: usize) -> String {
+pub fn record(uid: u32, guid: Guid, size: usize) -> String {
     format!(
         "%(UID {uid} MODSEQ {uid} LAST_UPDATED 1 FLAGS () INTERNALDATE 2 SIZE {size} GUID {guid})"
     )
 }
 
-fn mailbox(dir: &Dir, records: &[(u32, Guid, usize)], live: &[(u32, Guid, usize)]) -> Spool {
+pub fn mailbox(dir: &Dir, records: &[(u32, Guid, usize)], live: &[(u32, Guid, usize)]) -> Spool {
     let mut crc = 0;
     for (uid, guid, size) in live {
         let text = format!("{}\r\n", record(*uid, *guid, *size));
@@ -114,7 +114,13 @@ fn mailbox(dir: &Dir, records: &[(u32, Guid, usize)], live: &[(u32, Guid, usize)
     spool
 }
 
-fn deliver(dir: &Dir, backup: &mut Backup, all: &mut Vec<(u32, Guid, usize)>, n: u32, time: i64) {
+pub fn deliver(
+    dir: &Dir,
+    backup: &mut Backup,
+    all: &mut Vec<(u32, Guid, usize)>,
+    n: u32,
+    time: i64,
+) {
     let from = all.len();
     for _ in 0..n {
         let uid = all.len() as u32 + 1;
