@@ -7,13 +7,15 @@
 use super::args::{self, usage};
 use super::output::{Out, number, plain, when};
 use super::select::{self, Chosen, Select};
-use super::{Context, Job, Outcome};
+use super::{Context, Job, Outcome, View};
 use crate::error::Result;
 use crate::store::index::{self, Counts};
+use crate::store::proven::{Proved, time_of};
 use crate::store::reader::Stale;
 use crate::util::time::{Timestamp, now};
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::path::Path;
 
 /// What was typed.
@@ -66,12 +68,17 @@ struct Row {
     bytes: Option<u64>,
     index_bytes: Option<u64>,
     counts: Result<Counts>,
+    proven: Option<i64>,
 }
 
 impl Row {
     /// Looks at a backup without waiting for anything.
-    fn read(chosen: &Chosen, c: &Context) -> Row {
+    fn read(chosen: &Chosen, c: &Context, proofs: &HashMap<String, Proved>) -> Row {
         let view = c.open(chosen, Stale::Refuse);
+        let proven = match &view {
+            Ok(view) => proven(view, proofs).ok().flatten(),
+            Err(_) => None,
+        };
         Row {
             key: match &view {
                 Ok(view) => Some(view.key.clone()),
@@ -81,6 +88,7 @@ impl Row {
             bytes: size(&chosen.path),
             index_bytes: size(&index::path_of(&chosen.path)),
             counts: view.and_then(|v| v.reader.index().counts()),
+            proven,
         }
     }
 
@@ -101,6 +109,7 @@ impl Row {
             "bytes": self.bytes,
             "index_bytes": self.index_bytes,
             "last_sync": counts.and_then(|c| c.last_time),
+            "proven": self.proven,
             "chunks": n(|c| c.chunks),
             "mailboxes": n(|c| c.mailboxes),
             "messages": n(|c| c.records),
@@ -116,9 +125,10 @@ impl Row {
         let counts = self.counts.as_ref().ok();
         let n = |f: fn(&Counts) -> i64| number(counts.map(f));
         out.line(format_args!(
-            "{:<24} {:<20} {:>12} {:>10} {:>7} {:>8} {:>6} {}",
+            "{:<24} {:<20} {:<20} {:>12} {:>10} {:>7} {:>8} {:>6} {}",
             plain(self.key.as_deref().unwrap_or("-")),
             when(counts.and_then(|c| c.last_time)),
+            when(self.proven),
             number(self.bytes),
             number(self.index_bytes),
             n(|c| c.chunks),
@@ -127,6 +137,12 @@ impl Row {
             plain(&self.path)
         ))
     }
+}
+
+/// When a backup was proven, if its present log was.
+pub(super) fn proven(view: &View, proofs: &HashMap<String, Proved>) -> Result<Option<i64>> {
+    let generation = view.reader.index().meta_text("generation")?;
+    Ok(time_of(proofs, &view.key, &generation.unwrap_or_default()))
 }
 
 /// Bytes of a file; only its folder is looked at.
@@ -140,8 +156,9 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         c.complain(name, e);
     }
     let now = now();
+    let proofs = c.proven().all()?;
     let rows = found.chosen.iter().map(|chosen| {
-        let row = Row::read(chosen, c);
+        let row = Row::read(chosen, c, &proofs);
         if let Err(e) = &row.counts {
             c.complain(&chosen.name(), e);
         }
@@ -155,8 +172,8 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         })?;
     } else {
         out.line(format_args!(
-            "{:<24} {:<20} {:>12} {:>10} {:>7} {:>8} {:>6} DATA FILE",
-            "BACKUP", "LAST SYNC", "BYTES", "INDEX", "CHUNKS", "MESSAGES", "RESYNC"
+            "{:<24} {:<20} {:<20} {:>12} {:>10} {:>7} {:>8} {:>6} DATA FILE",
+            "BACKUP", "LAST SYNC", "PROVEN", "BYTES", "INDEX", "CHUNKS", "MESSAGES", "RESYNC"
         ))?;
         rows.try_for_each(|row| row.line(out))?;
     }
@@ -194,6 +211,7 @@ mod tests {
             bytes: None,
             index_bytes: None,
             counts,
+            proven: None,
         };
         let at = |last_time| {
             row(Ok(Counts {

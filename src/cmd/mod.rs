@@ -12,12 +12,15 @@
 pub mod args;
 pub mod chunks;
 pub mod dump;
+pub mod heal;
 pub mod list;
 pub mod mailboxes;
 pub mod messages;
 pub mod output;
+pub mod parallel;
 pub mod passwd;
 pub mod reindex;
+pub mod rescan;
 pub mod select;
 pub mod serve;
 pub mod show;
@@ -29,6 +32,7 @@ use crate::cyrus::mboxname::{MboxName, Namespace};
 use crate::error::{Error, Kind, Result};
 use crate::store::backup::Settings;
 use crate::store::catalog::Catalog;
+use crate::store::proven::Proven;
 use crate::store::reader::{Reader, Stale};
 use crate::sys::identity::{self, Became};
 use args::{Globals, usage};
@@ -150,6 +154,20 @@ pub static COMMANDS: &[Command] = &[
         job: reindex::job,
     },
     Command {
+        name: "heal",
+        operands: "[MODE] BACKUP...",
+        help: "get back what does not read",
+        options: heal::options,
+        job: heal::job,
+    },
+    Command {
+        name: "rescan",
+        operands: "",
+        help: "compare backups.db with the logs in the partitions",
+        options: rescan::options,
+        job: rescan::job,
+    },
+    Command {
         name: "passwd",
         operands: "[USER]",
         help: "the credentials of senders",
@@ -174,6 +192,11 @@ impl Context {
     /// The catalogue, for reading.
     pub fn catalog(&self) -> Catalog {
         Catalog::open(&self.config.backup_db_path(), false)
+    }
+
+    /// When backups were proven.
+    pub fn proven(&self) -> Proven {
+        Proven::beside(&self.config.backup_db_path())
     }
 
     /// The repair of a stale index, with the settings of imapd.conf.

@@ -2,14 +2,16 @@
 //! an index up to date first where that can be done without waiting.
 
 use super::args;
-use super::list::size;
+use super::list::{proven, size};
 use super::output::{Out, number, plain, when};
 use super::select::{self, Chosen, Select};
 use super::{Context, Job, Outcome};
 use crate::error::Result;
 use crate::store::index::{self, ChunkRow};
+use crate::store::proven::Proved;
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 
 /// What was typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +37,7 @@ pub fn job(m: &Matches) -> Result<Job> {
     Ok(Box::new(move |c, out| run(&args, c, out)))
 }
 
-fn row(chosen: &Chosen, c: &Context) -> Result<Value> {
+fn row(chosen: &Chosen, c: &Context, proofs: &HashMap<String, Proved>) -> Result<Value> {
     let view = c.open(chosen, c.repair())?;
     let index = view.reader.index();
     let totals = index.totals()?;
@@ -55,6 +57,7 @@ fn row(chosen: &Chosen, c: &Context) -> Result<Value> {
         "bytes": size(&chosen.path),
         "index_bytes": size(&index::path_of(&chosen.path)),
         "last_sync": chunks.last().map(|k| k.last_time),
+        "proven": proven(&view, proofs)?,
         "chunks": totals.chunks,
         "mailboxes": totals.mailboxes,
         "messages": totals.records,
@@ -78,8 +81,9 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     for (name, e) in &found.missing {
         c.complain(name, e);
     }
+    let proofs = c.proven().all()?;
     let mut rows = found.chosen.iter().map(|chosen| {
-        row(chosen, c).unwrap_or_else(|e| {
+        row(chosen, c, &proofs).unwrap_or_else(|e| {
             c.complain(&chosen.name(), &e);
             json!({
                 "userid": chosen.key,
@@ -99,7 +103,7 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     Ok(c.outcome())
 }
 
-const TIMES: [&str; 3] = ["last_sync", "first_time", "last_time"];
+const TIMES: [&str; 4] = ["last_sync", "proven", "first_time", "last_time"];
 
 /// One backup for people: a line for each number.
 fn text(row: &Value, out: &mut Out) -> Result<()> {

@@ -1,15 +1,24 @@
 //! `verify`: proves backups, without a lock and without changing anything.
 //!
-//! Exit status 65 if anything is damaged, 1 if a backup could not be looked at.
+//! Several at a time, told in order. Whole ones are remembered as proven (`store::proven`), so that
+//! with `--max-time` those come first that were not looked at for longest. Exit status 65 if
+//! anything is not as it should be, 1 if a backup could not be looked at.
 
-use super::args;
+use super::args::{self, usage};
 use super::output::{Out, plain};
+use super::parallel::in_order;
 use super::select::{self, Chosen, Select};
 use super::{Context, Job, Outcome, status};
+use crate::cyrus::config::parse::duration;
 use crate::error::{Kind, Result};
-use crate::store::verify::{Depth, Finding, Proof, verify};
+use crate::store::proven::{Proved, Proven};
+use crate::store::rescan::fits;
+use crate::store::verify::{Depth, Finding, Proof, clean, verify};
+use crate::util::time::now;
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// What was typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +26,8 @@ pub struct Args {
     select: Select,
     depth: Depth,
     json: bool,
+    jobs: usize,
+    max_time: Option<Duration>,
 }
 
 /// The options.
@@ -25,6 +36,8 @@ pub fn options() -> Options {
     select::options(&mut o);
     args::json(&mut o);
     o.optflag("", "quick", "compare hashes of the compressed bytes only");
+    o.optopt("", "jobs", "how many at a time (default 2)", "N");
+    o.optopt("", "max-time", "begin no further one after that", "TIME");
     o
 }
 
@@ -36,6 +49,17 @@ pub fn job(m: &Matches) -> Result<Job> {
 
 impl Args {
     fn parse(m: &Matches) -> Result<Args> {
+        let jobs = m.opt_str("jobs").map(|n| n.parse().unwrap_or(0));
+        let max_time = match m.opt_str("max-time") {
+            None => None,
+            Some(text) => {
+                let secs = duration(&text, b's').and_then(|n| u64::try_from(n).ok());
+                let bad = || usage("--max-time wants a time such as 90m or 2h30m");
+                Some(Duration::from_secs(
+                    secs.filter(|&n| n > 0).ok_or_else(bad)?,
+                ))
+            }
+        };
         Ok(Args {
             select: Select::some_or_all(m)?,
             depth: match m.opt_present("quick") {
@@ -43,80 +67,113 @@ impl Args {
                 false => Depth::Full,
             },
             json: m.opt_present("j"),
+            jobs: match jobs {
+                None => 2,
+                Some(n @ 1..=64) => n,
+                Some(_) => return Err(usage("--jobs wants a number from 1 to 64")),
+            },
+            max_time,
         })
     }
 }
 
+/// Looks at one backup; a whole one is remembered as proven.
+fn look(chosen: &Chosen, depth: Depth, scratch: &Path, proven: &Proven) -> Result<Proof> {
+    let mut proof = verify(&chosen.path, depth, scratch)?;
+    let Some(key) = &chosen.key else {
+        return Ok(proof);
+    };
+    if let Some(owner) = proof.key.as_ref().filter(|owner| !fits(key, owner)) {
+        proof.findings.push(Finding {
+            what: format!("backups.db says {key}, the log says {owner}"),
+            ..Finding::default()
+        });
+    }
+    if proof.findings.is_empty() && depth == Depth::Full {
+        let proved = Proved {
+            time: now().0,
+            generation: proof.generation.clone(),
+        };
+        if let Err(e) = proven.set(key, &proved) {
+            log::warn!("cannot remember that a backup is proven: {e}");
+        }
+    }
+    Ok(proof)
+}
+
 fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
+    let until = args.max_time.and_then(|t| Instant::now().checked_add(t));
     let found = args.select.find(&c.catalog(), &c.namespace)?;
     for (name, e) in &found.missing {
         c.complain(name, e);
     }
+    let mut chosen = found.chosen;
+    let proven = c.proven();
+    if until.is_some() {
+        let times = proven.all()?;
+        let time = |key: &Option<String>| Some(times.get(key.as_ref()?)?.time);
+        chosen.sort_by_key(|chosen| time(&chosen.key));
+    }
+    let scratch = c.config.backup_staging_path();
+    clean(&scratch);
     let mut damaged = false;
-    let mut look = |chosen: &Chosen| -> Result<Proof> {
-        let mut proof = verify(&chosen.path, args.depth, &c.config.backup_staging_path())?;
-        if let Some(key) = &chosen.key {
-            let view = c.open(
-                &Chosen {
-                    key: None,
-                    path: chosen.path.clone(),
-                },
-                crate::store::reader::Stale::Refuse,
-            )?;
-            if proof.bytes > 0 && view.key != *key {
-                proof.findings.push(Finding {
-                    what: format!("backups.db says {key}, the log says {}", view.key),
-                    ..Finding::default()
-                });
-            }
-        }
-        damaged |= !proof.findings.is_empty();
-        Ok(proof)
-    };
-    if args.json {
+    let work = |chosen: &Chosen| look(chosen, args.depth, &scratch, &proven);
+    let done = if args.json {
+        let mut done = 0;
         out.document(&[], |d| {
             d.list("backups")?;
-            for chosen in &found.chosen {
-                let row = match look(chosen) {
+            done = in_order(&chosen, args.jobs, until, work, |chosen, proof| {
+                damaged |= proof.as_ref().is_ok_and(|p| !p.findings.is_empty());
+                d.row(&match proof {
                     Ok(proof) => as_json(chosen, &proof, args.depth),
                     Err(e) => {
                         c.complain(&chosen.name(), &e);
                         json!({"userid": chosen.key, "path": chosen.path.to_string_lossy(),
                                "status": "failed", "error": e.to_string()})
                     }
-                };
-                d.row(&row)?;
-            }
-            Ok(())
+                })
+            })?;
+            d.field("left", &json!(chosen.len() - done))
         })?;
+        done
     } else {
-        for chosen in &found.chosen {
-            match look(chosen) {
-                Ok(proof) if proof.findings.is_empty() => out.line(format_args!(
-                    "{}: ok ({} bytes, {} chunks, {} messages)",
-                    plain(&chosen.name()),
-                    proof.bytes,
-                    proof.chunks,
-                    proof.messages
-                ))?,
-                Ok(proof) => {
-                    for finding in &proof.findings {
-                        out.line(format_args!(
-                            "{}: damaged: {}",
-                            plain(&chosen.name()),
-                            plain(&describe(finding))
-                        ))?;
-                    }
+        in_order(&chosen, args.jobs, until, work, |chosen, proof| {
+            damaged |= proof.as_ref().is_ok_and(|p| !p.findings.is_empty());
+            match proof {
+                Ok(proof) => as_text(chosen, &proof, out),
+                Err(e) => {
+                    c.complain(&chosen.name(), &e);
+                    Ok(())
                 }
-                Err(e) => c.complain(&chosen.name(), &e),
             }
-        }
+        })?
+    };
+    if done < chosen.len() {
+        let left = chosen.len() - done;
+        log::warn!("time is over, {left} of {} not looked at", chosen.len());
     }
     Ok(if damaged {
         Outcome::Status(status(Kind::Damaged))
     } else {
         c.outcome()
     })
+}
+
+fn as_text(chosen: &Chosen, proof: &Proof, out: &mut Out) -> Result<()> {
+    let name = plain(&chosen.name());
+    if proof.findings.is_empty() {
+        return out.line(format_args!(
+            "{name}: ok ({} bytes, {} chunks, {} messages)",
+            proof.bytes, proof.chunks, proof.messages
+        ));
+    }
+    for finding in &proof.findings {
+        out.line(format_args!(
+            "{name}: damaged: {}",
+            plain(&describe(finding))
+        ))?;
+    }
+    Ok(())
 }
 
 fn describe(f: &Finding) -> String {

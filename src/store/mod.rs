@@ -3,15 +3,20 @@
 
 pub mod backup;
 pub mod catalog;
+pub mod doubt;
 pub mod file;
 pub mod gzip;
+pub mod heal;
+pub mod identify;
 pub mod index;
 pub mod line;
 pub mod lock;
 pub mod log;
+pub mod proven;
 pub mod reader;
 pub mod recover;
 pub mod reindex;
+pub mod rescan;
 pub mod spool;
 pub mod staging;
 pub mod verify;

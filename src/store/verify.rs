@@ -6,6 +6,7 @@
 //! everything and builds a second index beside, which must equal the first row for row. Findings
 //! are told, not judged; nothing is changed.
 
+use super::doubt::{Loss, assess};
 use super::file::FileReader;
 use super::gzip::{MemberEnd, MemberReader};
 use super::index::{self, Difference, Index, differences};
@@ -13,9 +14,11 @@ use super::line::CHUNK_START;
 use super::reader::{Reader, Stale};
 use super::reindex::{self, From, Trailing};
 use crate::cyrus::guid::Guid;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// How deep to look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +55,16 @@ pub struct Proof {
     pub messages: u64,
     /// Lines read; 0 for `quick`.
     pub lines: u64,
+    /// Whose the index says it is; `None` where the log does not tell.
+    pub key: Option<String>,
+    /// The generation of the log; empty if it has none.
+    pub generation: String,
     /// Findings; none is good.
     pub findings: Vec<Finding>,
+    /// Whether the log itself does not read throughout.
+    pub damaged: bool,
+    /// What the findings mean for mailboxes; `None` if there are none, and for `quick`.
+    pub loss: Option<Loss>,
 }
 
 /// Findings of one kind that are told before it is left at a number.
@@ -61,32 +72,94 @@ const TOLD: usize = 100;
 
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
+/// An index that does not fit may be one that is being changed: asked again after this, so often.
+const AGAIN: (Duration, u32) = (Duration::from_millis(50), 5);
+
 /// Looks at the backup whose data file is at `path`. A second index is made in `scratch` and
-/// removed again.
+/// removed again. A data file that is missing and an index that does not fit are findings.
 pub fn verify(path: &Path, depth: Depth, scratch: &Path) -> Result<Proof> {
+    look(path, depth, scratch, false)
+}
+
+/// The same as `full`, and says what is lost even if that is known already.
+pub fn examine(path: &Path, scratch: &Path) -> Result<Proof> {
+    look(path, Depth::Full, scratch, true)
+}
+
+fn look(path: &Path, depth: Depth, scratch: &Path, always: bool) -> Result<Proof> {
+    let mut tries = 0;
+    loop {
+        let mut proof = Proof::default();
+        match inner(path, depth, scratch, always, &mut proof) {
+            Err(e) if e.kind() == Kind::NeedsReindex => {
+                if std::fs::metadata(path).is_ok_and(|m| m.len() == 0) {
+                    // Made, and nothing written yet.
+                    return Ok(Proof::default());
+                }
+                tries += 1;
+                if tries < AGAIN.1 {
+                    std::thread::sleep(AGAIN.0);
+                    continue;
+                }
+                proof.findings.push(Finding {
+                    what: format!("index does not fit its log; run reindex ({e})"),
+                    ..Finding::default()
+                });
+            }
+            Err(e) if e.kind() == Kind::NotFound && !path.exists() => {
+                proof.findings.push(Finding {
+                    what: "data file is missing; run rescan".into(),
+                    ..Finding::default()
+                });
+            }
+            done => done?,
+        }
+        return Ok(proof);
+    }
+}
+
+fn inner(path: &Path, depth: Depth, scratch: &Path, always: bool, proof: &mut Proof) -> Result<()> {
     let reader = Reader::open(path, Stale::Refuse)?;
     let index = reader.index();
     let acknowledged = index.meta_number("acknowledged")?.unwrap_or(0) as u64;
-    let mut proof = Proof {
-        bytes: acknowledged,
-        messages: index.totals()?.messages as u64,
-        ..Proof::default()
-    };
-    structure(&reader, acknowledged, &mut proof)?;
+    proof.bytes = acknowledged;
+    proof.messages = index.totals()?.messages as u64;
+    proof.key = index.meta_text("key")?;
+    proof.generation = index.meta_text("generation")?.unwrap_or_default();
+    structure(&reader, acknowledged, proof)?;
     if depth == Depth::Full {
-        let name = scratch.join(format!(
-            "verify.{}.{}.index",
-            std::process::id(),
-            NUMBER.fetch_add(1, Ordering::Relaxed)
-        ));
         std::fs::create_dir_all(scratch)
             .map_err(|e| Error::io("cannot make folder", e).at(scratch))?;
-        let done = contents(&reader, acknowledged, &name, &mut proof);
+        let name = scratch.join(scratch_name("verify"));
+        let done = contents(&reader, acknowledged, &name, always, proof);
         let removed = index::remove(&name);
         done?;
         removed?;
     }
-    Ok(proof)
+    Ok(())
+}
+
+/// A name for an index that is thrown away.
+pub(super) fn scratch_name(what: &str) -> String {
+    let n = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!("{what}.{}.{n}.index", std::process::id())
+}
+
+/// Removes what an interrupted run has left in `scratch`.
+pub fn clean(scratch: &Path) {
+    let proc_is_here = Path::new("/proc/self").exists();
+    for entry in std::fs::read_dir(scratch).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let mut parts = name.split('.');
+        let ours = matches!(parts.next(), Some("verify" | "heal"));
+        let pid = parts.next().and_then(|p| p.parse::<u32>().ok());
+        let is_scratch = ours && parts.nth(1).is_some_and(|p| p.starts_with("index"));
+        let ended = proc_is_here && pid.is_some_and(|p| !Path::new(&format!("/proc/{p}")).exists());
+        if is_scratch && ended {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Members back to back, of the right hashes.
@@ -155,7 +228,13 @@ fn behind_empty(reader: &Reader, mut at: u64, acknowledged: u64) -> Result<u64> 
 }
 
 /// Everything in the log, entered into a second index.
-fn contents(reader: &Reader, acknowledged: u64, name: &Path, proof: &mut Proof) -> Result<()> {
+fn contents(
+    reader: &Reader,
+    acknowledged: u64,
+    name: &Path,
+    always: bool,
+    proof: &mut Proof,
+) -> Result<()> {
     let index = reader.index();
     let second = Index::create(name)?;
     second.begin()?;
@@ -165,7 +244,7 @@ fn contents(reader: &Reader, acknowledged: u64, name: &Path, proof: &mut Proof) 
     };
     let entered = reindex::enter(reader.file(), &second, from, acknowledged, Trailing::Keep)?;
     proof.lines = entered.lines;
-    if second.meta_text("generation")?.is_none() {
+    if acknowledged > 0 && second.meta_text("generation")?.is_none() {
         // As for a log of the old tools.
         second.set_meta("generation", "")?;
     }
@@ -178,6 +257,7 @@ fn contents(reader: &Reader, acknowledged: u64, name: &Path, proof: &mut Proof) 
                 .good
                 .is_some_and(|g| g.member == *offset && g.plain == plain);
         if !at_work {
+            proof.damaged = true;
             proof.findings.push(Finding {
                 what: what.clone(),
                 offset: Some(*offset),
@@ -186,38 +266,56 @@ fn contents(reader: &Reader, acknowledged: u64, name: &Path, proof: &mut Proof) 
         }
     }
     for (guid, offset) in &entered.wrong {
-        let mut finding = Finding {
-            what: "body does not match its GUID".into(),
+        proof.damaged = true;
+        let what = match second.body(*guid)? {
+            None => "body does not match its GUID",
+            Some(_) => "body does not match its GUID, another copy does",
+        };
+        proof.findings.push(Finding {
+            what: what.into(),
             offset: Some(*offset),
             guid: Some(*guid),
             ..Finding::default()
-        };
-        name_records(index, *guid, &mut finding)?;
-        proof.findings.push(finding);
+        });
     }
-    let found = differences(index, &second, TOLD)?;
-    for Difference { table, row, what } in found {
+    for Difference { table, row, what } in differences(index, &second, TOLD)? {
         let mut finding = Finding {
             what: format!("index and log differ: {table} {row}: {what}"),
             ..Finding::default()
         };
         if table == "message" && what == "only in the index" {
-            let id = row.parse().unwrap_or(0);
-            if let Some(guid) = index.message_guid(id)? {
-                finding.guid = Some(guid);
-                name_records(index, guid, &mut finding)?;
-            }
+            finding.guid = index.message_guid(row.parse().unwrap_or(0))?;
         }
         proof.findings.push(finding);
+    }
+    name_records(index, &mut proof.findings)?;
+    if always || !proof.findings.is_empty() {
+        proof.loss = Some(assess(index, reader.file(), &second)?);
     }
     second.rollback();
     Ok(())
 }
 
-fn name_records(index: &Index, guid: Guid, finding: &mut Finding) -> Result<()> {
-    for row in index.records_of(guid)? {
-        if let Some(mailbox) = index.mailbox_by_id(row.mailbox_id)? {
-            finding.records.push((mailbox.mboxname, row.record.uid));
+/// Adds to findings about messages where these are used; one pass over all records.
+fn name_records(index: &Index, findings: &mut [Finding]) -> Result<()> {
+    let mut uses: HashMap<Guid, Vec<(String, u32)>> = findings
+        .iter()
+        .filter_map(|f| Some((f.guid?, Vec::new())))
+        .collect();
+    if uses.is_empty() {
+        return Ok(());
+    }
+    for mailbox in index.mailboxes(true)? {
+        index.records(mailbox.id, None, true, &mut |row| {
+            if let Some(uses) = uses.get_mut(&row.record.guid) {
+                uses.push((mailbox.mboxname.clone(), row.record.uid));
+            }
+            Ok(())
+        })?;
+    }
+    for finding in findings {
+        if let Some(uses) = finding.guid.and_then(|guid| uses.get(&guid)) {
+            finding.records.clone_from(uses);
         }
     }
     Ok(())

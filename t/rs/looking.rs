@@ -19,15 +19,15 @@ use std::os::unix::fs::lchown;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-const SETTINGS: Settings = Settings {
+pub const SETTINGS: Settings = Settings {
     level: 1,
     chunk_max: 8 << 20,
 };
-const NOW: Timestamp = Timestamp(1_795_439_789);
-const ONE: &[u8] = b"From: a@x\r\nSubject: one\r\n\r\nfirst body\r\n";
+pub const NOW: Timestamp = Timestamp(1_795_439_789);
+pub const ONE: &[u8] = b"From: a@x\r\nSubject: one\r\n\r\nfirst body\r\n";
 const TWO: &[u8] = b"From: b@x\r\nSubject: two\r\n\r\nsecond body \xff\0\r\n";
 
-struct Store(PathBuf);
+pub struct Store(pub PathBuf);
 
 impl Drop for Store {
     fn drop(&mut self) {
@@ -35,10 +35,10 @@ impl Drop for Store {
     }
 }
 
-struct Ran {
-    status: i32,
-    out: Vec<u8>,
-    err: String,
+pub struct Ran {
+    pub status: i32,
+    pub out: Vec<u8>,
+    pub err: String,
 }
 
 impl Ran {
@@ -79,7 +79,7 @@ fn give(path: &Path, uid: u32) {
 }
 
 impl Store {
-    fn empty(name: &str) -> Store {
+    pub fn empty(name: &str) -> Store {
         let name = format!("cyr_backup-looking-{}-{name}", std::process::id());
         let dir = std::env::temp_dir().join(name);
         fs::create_dir_all(dir.join("conf")).unwrap();
@@ -97,7 +97,7 @@ impl Store {
     }
 
     /// A store with four backups.
-    fn new(name: &str) -> Store {
+    pub fn new(name: &str) -> Store {
         let store = Store::empty(name);
         store.anna();
         for key in ["carl@x.example", "%SHARED//news"] {
@@ -110,17 +110,17 @@ impl Store {
         store
     }
 
-    fn hand_over(&self) {
+    pub fn hand_over(&self) {
         if let Some((_, _, uid)) = other_user() {
             give(&self.0, uid);
         }
     }
 
-    fn path(&self, key: &str) -> PathBuf {
+    pub fn path(&self, key: &str) -> PathBuf {
         self.0.join("data").join(key.replace('/', "=2F"))
     }
 
-    fn backup(&self, key: &str) -> Backup {
+    pub fn backup(&self, key: &str) -> Backup {
         let path = self.path(key);
         let catalog = Catalog::open(&self.0.join("conf/backups.db"), true);
         catalog.set(key, &path).unwrap();
@@ -244,16 +244,16 @@ impl Store {
         command
     }
 
-    fn run(&self, words: &[&str]) -> Ran {
+    pub fn run(&self, words: &[&str]) -> Ran {
         Ran::new(self.command(words).output().unwrap())
     }
 
-    fn text(&self, words: &[&str]) -> String {
+    pub fn text(&self, words: &[&str]) -> String {
         self.run(words).text()
     }
 
     /// What `-j` prints, by a parser that wants exactly one document.
-    fn json(&self, words: &[&str]) -> Value {
+    pub fn json(&self, words: &[&str]) -> Value {
         let ran = self.run(words);
         assert_eq!(ran.status, 0, "{words:?}: {}", ran.err);
         let value: Value = serde_json::from_slice(&ran.out).unwrap();
@@ -290,6 +290,7 @@ fn list_tells_of_every_backup() {
             "bytes",
             "index_bytes",
             "last_sync",
+            "proven",
             "chunks",
             "mailboxes",
             "messages",

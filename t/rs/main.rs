@@ -1,7 +1,9 @@
 //! Store and server through the library.
 mod adopt;
 mod crash;
+mod heal;
 mod imapd_conf;
+mod integrity;
 mod log;
 mod looking;
 mod review;

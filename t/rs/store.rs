@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-const SETTINGS: Settings = Settings {
+pub const SETTINGS: Settings = Settings {
     level: 1,
     chunk_max: 1 << 20,
 };

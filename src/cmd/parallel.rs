@@ -1,0 +1,106 @@
+//! Work on many backups by several threads, told in order.
+
+use crate::error::Result;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::Instant;
+
+/// Does `work` on every item with `jobs` threads and hands what it gives to `tell`, in the order of
+/// the items. No further one is begun after `until`, nor when `tell` fails. Returns how many were
+/// told: always the first ones.
+pub fn in_order<I: Sync, T: Send>(
+    items: &[I],
+    jobs: usize,
+    until: Option<Instant>,
+    work: impl Fn(&I) -> T + Sync,
+    mut tell: impl FnMut(&I, T) -> Result<()>,
+) -> Result<usize> {
+    let next = AtomicUsize::new(0);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (sender, receiver) = mpsc::channel();
+        for _ in 0..jobs.clamp(1, items.len().max(1)) {
+            let (sender, next, stop, work) = (sender.clone(), &next, &stop, &work);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) && until.is_none_or(|t| Instant::now() < t) {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(item) = items.get(at) else { break };
+                    if sender.send((at, work(item))).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let mut early = BTreeMap::new();
+        let mut due = 0;
+        for (at, done) in receiver {
+            early.insert(at, done);
+            while let (Some(done), Some(item)) = (early.remove(&due), items.get(due)) {
+                due += 1;
+                if let Err(e) = tell(item, done) {
+                    stop.store(true, Ordering::Relaxed);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(due)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Error, Kind};
+    use std::time::Duration;
+
+    #[test]
+    fn order_is_that_of_the_items() {
+        let items: Vec<u64> = (0..40).collect();
+        for jobs in [0, 1, 3, 100] {
+            let mut told = Vec::new();
+            let work = |n: &u64| {
+                std::thread::sleep(Duration::from_micros((40 - n) * 50));
+                n * 2
+            };
+            let n = in_order(&items, jobs, None, work, |n, twice| {
+                told.push((*n, twice));
+                Ok(())
+            });
+            assert_eq!(n.unwrap(), 40);
+            assert_eq!(told, items.iter().map(|n| (*n, n * 2)).collect::<Vec<_>>());
+        }
+        assert_eq!(
+            in_order(&[], 2, None, |_: &u8| (), |_, ()| Ok(())).unwrap(),
+            0
+        );
+    }
+
+    #[test]
+    fn time_and_errors_end_it() {
+        let items = [0; 50];
+        let now = Instant::now();
+        let none = in_order(&items, 2, Some(now), |_| (), |_, ()| Ok(()));
+        assert_eq!(none.unwrap(), 0);
+        let until = Some(now + Duration::from_millis(30));
+        let pause = |_: &i32| std::thread::sleep(Duration::from_millis(10));
+        let some = in_order(&items, 2, until, pause, |_, ()| Ok(())).unwrap();
+        assert!((1..50).contains(&some), "{some}");
+        let mut told = 0;
+        let e = in_order(
+            &items,
+            4,
+            None,
+            |_| (),
+            |_, ()| {
+                told += 1;
+                match told {
+                    3 => Err(Error::new(Kind::Io, "closed")),
+                    _ => Ok(()),
+                }
+            },
+        );
+        assert_eq!((e.unwrap_err().kind(), told), (Kind::Io, 3));
+    }
+}

@@ -1,0 +1,310 @@
+//! Gets back what does not read: from the index, from a second copy, or from the sender.
+//!
+//! What lacks is found by a full verification. Records that a damaged log has lost and the index
+//! still knows are written to the log again. Bodies come from other logs, if any are given: each is
+//! compared with its GUID, and only those that records of this backup refer to are taken. Mailboxes
+//! that are in doubt all the same are marked, so that the sender's next run brings them whole.
+//!
+//! Nothing of the log is changed but its end; an error leaves it as it was at the last durable
+//! point, and the work may be done again. A backup of which everything reads is not written to.
+//! Fails with the kinds of `store::backup`; a copy that does not read is passed over.
+
+use super::backup::{Backup, MailboxResult, resync_line};
+use super::doubt::{Loss, Use};
+use super::index::{self, Index};
+use super::line::{Line, needs_literal};
+use super::reader::{Part, bodies, readable};
+use super::reindex::{self, From, Trailing};
+use super::rescan::walk_copies;
+use super::spool::Spool;
+use super::verify::{examine, scratch_name};
+use crate::cyrus::dlist::{Form, Value, print_to_vec};
+use crate::cyrus::guid::Guid;
+use crate::cyrus::mboxname::Namespace;
+use crate::cyrus::sync::MailboxHead;
+use crate::error::{Error, Kind, Result};
+use crate::util::time::Timestamp;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// A body and the records that refer to it.
+pub type Lost = (Guid, Vec<Use>);
+
+/// What was done.
+#[derive(Debug, Default)]
+pub struct Healed {
+    /// Findings of the verification.
+    pub findings: usize,
+    /// Records that were written to the log again.
+    pub restated: u64,
+    /// Bodies that came back from a copy.
+    pub returned: Vec<Lost>,
+    /// Bodies that the sender still has: its next run brings them.
+    pub awaited: Vec<Lost>,
+    /// Bodies that are nowhere any more, as far as anybody here knows.
+    pub nowhere: Vec<Lost>,
+    /// Mailboxes that were marked, by internal name, and why.
+    pub marked: Vec<(String, String)>,
+}
+
+/// The logs that may have what `backup` lacks: the file `from`, or all logs of the same owner below
+/// the folder `from`, copies of this very log first. What could not be looked at comes second.
+pub fn copies(from: &Path, backup: &Backup, ns: &Namespace) -> Result<(Vec<PathBuf>, Vec<Error>)> {
+    let id = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino()));
+    let meta = fs::metadata(from).map_err(|e| Error::io("cannot open", e).at(from))?;
+    if !meta.is_dir() {
+        return Ok((vec![from.to_owned()], Vec::new()));
+    }
+    let own = id(backup.path()).ok();
+    let generation = backup.index().meta_text("generation")?;
+    let key = backup.index().meta_text("key")?;
+    let key = key.unwrap_or_else(|| backup.key().to_owned());
+    let mut walked = walk_copies(from, ns);
+    let logs = &mut walked.logs;
+    logs.retain(|log| log.identity.key.as_ref() == Some(&key) && Some(log.id) != own);
+    logs.sort_by_key(|log| log.identity.generation != generation);
+    let paths = walked.logs.into_iter().map(|log| log.path);
+    Ok((paths.collect(), walked.failed))
+}
+
+/// Heals a backup. `scratch` is for files that are thrown away; `budget` bounds one MAILBOX line.
+pub fn heal(
+    backup: &mut Backup,
+    copies: &[PathBuf],
+    scratch: &Path,
+    budget: u64,
+    now: Timestamp,
+) -> Result<Healed> {
+    let mut healer = Healer {
+        backup,
+        scratch,
+        budget,
+        now,
+        deleted: Vec::new(),
+    };
+    let done = healer.run(copies);
+    if done.is_err() {
+        healer.backup.abort();
+    }
+    done
+}
+
+struct Healer<'a> {
+    backup: &'a mut Backup,
+    scratch: &'a Path,
+    budget: u64,
+    now: Timestamp,
+    /// Names of deleted mailboxes that were stated again, and are not alive by that.
+    deleted: Vec<String>,
+}
+
+impl Healer<'_> {
+    fn run(&mut self, copies: &[PathBuf]) -> Result<Healed> {
+        self.backup.seal()?;
+        let proof = examine(self.backup.path(), self.scratch)?;
+        let loss = match proof.loss {
+            Some(loss) => loss,
+            // Nothing was ever written to it.
+            None if proof.findings.is_empty() => return Ok(Healed::default()),
+            None => {
+                let e = Error::new(Kind::NeedsReindex, "what lacks cannot be told");
+                return Err(e.at(self.backup.path()));
+            }
+        };
+        let mut out = Healed {
+            findings: proof.findings.len(),
+            ..Healed::default()
+        };
+        if proof.damaged {
+            out.restated = self.restate_unlogged(&loss)?;
+        }
+        let mut wanted: BTreeSet<Guid> = loss.bodies.keys().copied().collect();
+        for copy in copies {
+            if wanted.is_empty() {
+                break;
+            }
+            match self.take(copy, &loss, &mut wanted) {
+                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => {
+                    log::warn!("{e}");
+                }
+                done => done?,
+            }
+        }
+        self.mark(&loss, &wanted, &mut out)?;
+        self.backup.seal()?;
+        for (guid, uses) in loss.bodies {
+            let comes = |u: &Use| Ok(u.live && self.backup.index().resync(&u.uniqueid)?.is_some());
+            let comes: Result<Vec<bool>> = uses.iter().map(comes).collect();
+            let to = match wanted.contains(&guid) {
+                false => &mut out.returned,
+                true if comes?.contains(&true) => &mut out.awaited,
+                true => &mut out.nowhere,
+            };
+            to.push((guid, uses));
+        }
+        Ok(out)
+    }
+
+    /// Writes to the log what only the index still knows of.
+    fn restate_unlogged(&mut self, loss: &Loss) -> Result<u64> {
+        let mut n = 0;
+        for doubt in &loss.mailboxes {
+            if !doubt.bodies_only && doubt.same_epoch {
+                self.restate(&doubt.uniqueid, &doubt.unlogged)?;
+                n += doubt.unlogged.len() as u64;
+            }
+        }
+        self.settle()?;
+        Ok(n)
+    }
+
+    /// Takes from a copy what it has of the wanted bodies.
+    fn take(&mut self, copy: &Path, loss: &Loss, wanted: &mut BTreeSet<Guid>) -> Result<()> {
+        let file = File::open(copy).map_err(|e| Error::io("cannot open", e).at(copy))?;
+        let len = file
+            .metadata()
+            .map_err(|e| Error::io("cannot open", e).at(copy))?;
+        let name = self.scratch.join(scratch_name("heal"));
+        let taken = Index::create(&name).and_then(|index| {
+            index.begin()?;
+            let from = From {
+                member: 0,
+                known: None,
+            };
+            reindex::enter(&file, &index, from, len.len(), Trailing::Keep)?;
+            let good = readable(&index, &file, wanted.iter().copied())?;
+            if !good.is_empty() {
+                self.deliver(&index, &file, &good, loss)?;
+            }
+            index.rollback();
+            Ok(good)
+        });
+        index::remove(&name)?;
+        for guid in taken.map_err(|e| e.at(copy))? {
+            wanted.remove(&guid);
+        }
+        Ok(())
+    }
+
+    /// Appends bodies, then states the mailboxes that refer to them.
+    fn deliver(
+        &mut self,
+        index: &Index,
+        file: &File,
+        good: &HashSet<Guid>,
+        loss: &Loss,
+    ) -> Result<()> {
+        let (backup, now) = (&mut *self.backup, self.now);
+        bodies(
+            index,
+            file,
+            good.iter().copied(),
+            &mut |row, part| match part {
+                Part::Begin => backup.body_begin(row.partition.as_bytes(), row.guid, row.size, now),
+                Part::Data(bytes) => backup.body_data(bytes),
+                Part::End(true) => backup.body_end(),
+                Part::End(false) => Err(Error::new(Kind::Io, "the copy is being changed")),
+            },
+        )?;
+        backup.messages_end()?;
+        let mut users: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+        for used in good
+            .iter()
+            .filter_map(|guid| loss.bodies.get(guid))
+            .flatten()
+        {
+            let uids = users.entry(&used.uniqueid).or_default();
+            let row = self.backup.index().mailbox(&used.uniqueid)?;
+            // UIDs of older epochs mean something else now; their records know the GUID.
+            if row.is_some_and(|row| row.epoch == used.epoch) {
+                uids.push(used.uid);
+            }
+        }
+        for (uniqueid, mut uids) in users {
+            uids.sort_unstable();
+            self.restate(uniqueid, &uids)?;
+        }
+        self.settle()
+    }
+
+    /// States a mailbox as it is, with some of its records. Not durable yet.
+    fn restate(&mut self, uniqueid: &str, uids: &[u32]) -> Result<()> {
+        let index = self.backup.index();
+        let Some(row) = index.mailbox(uniqueid)?.filter(|row| !row.intermediate) else {
+            return Ok(());
+        };
+        let mut records = Vec::new();
+        for uid in uids {
+            if let Some(row) = index.record(row.id, row.epoch, *uid)? {
+                records.push(row.record.to_value());
+            }
+        }
+        let heir = match row.deleted {
+            Some(_) => index.mailbox_by_name(&row.mboxname)?,
+            None => None,
+        };
+        self.line(&row.head, records)?;
+        match (row.deleted, heir) {
+            (None, _) => {}
+            // The name is another's by now, who takes it back.
+            (Some(_), Some(heir)) => self.line(&heir.head, Vec::new())?,
+            (Some(_), None) => self.deleted.push(row.mboxname),
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, head: &MailboxHead, records: Vec<Value>) -> Result<()> {
+        let mut keys = head.keys.clone();
+        keys.push((b"RECORD".to_vec(), Value::List(records)));
+        let value = Value::Kv(keys);
+        let mut spool = Spool::new(self.scratch, self.budget);
+        spool.append(&print_to_vec(&value, Form::Log))?;
+        match self
+            .backup
+            .mailbox(&[], &spool, needs_literal(&value), self.now)?
+        {
+            // The others of the unit are referred to by other lines.
+            MailboxResult::Entered(_) | MailboxResult::Unreferred => Ok(()),
+        }
+    }
+
+    /// Makes durable what was stated. A crash in between leaves a deleted mailbox alive, which the
+    /// sender's next run takes away.
+    fn settle(&mut self) -> Result<()> {
+        self.backup.commit()?;
+        let names = std::mem::take(&mut self.deleted);
+        let lines: Vec<Line> = names
+            .iter()
+            .map(|name| Line::new("UNMAILBOX", &Value::text(name)))
+            .collect();
+        match lines.is_empty() {
+            true => Ok(()),
+            false => self.backup.append(&lines, self.now),
+        }
+    }
+
+    /// Marks the mailboxes that are in doubt, but those that lacked nothing but what came back.
+    fn mark(&mut self, loss: &Loss, wanted: &BTreeSet<Guid>, out: &mut Healed) -> Result<()> {
+        let lacking = loss.bodies.iter().filter(|(guid, _)| wanted.contains(guid));
+        let lacking: HashSet<&str> = lacking
+            .flat_map(|(_, uses)| uses.iter().filter(|u| u.live))
+            .map(|u| u.uniqueid.as_str())
+            .collect();
+        let mut lines = Vec::new();
+        for doubt in loss.mailboxes.iter().filter(|d| d.live) {
+            let whole = doubt.bodies_only && !lacking.contains(doubt.uniqueid.as_str());
+            if whole || self.backup.index().resync(&doubt.uniqueid)?.is_some() {
+                continue;
+            }
+            lines.push(resync_line(&doubt.uniqueid, 1, doubt.why));
+            out.marked
+                .push((doubt.mboxname.clone(), doubt.why.to_owned()));
+        }
+        match lines.is_empty() {
+            true => Ok(()),
+            false => self.backup.append(&lines, self.now),
+        }
+    }
+}

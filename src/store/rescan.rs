@@ -1,0 +1,584 @@
+//! Compares `backups.db` with the logs that lie in the partitions, and brings it in line.
+//!
+//! Three steps: [`walk`] looks at files, [`plan`] decides without touching anything, [`apply`]
+//! changes the catalogue. A log belongs to whom it names itself (`store::identify`), whatever the
+//! file is called. Of several logs of one owner the one that was written to last is the backup; the
+//! others are told, and never touched: nothing here changes or removes a log.
+//!
+//! An entry whose file is missing goes only if the folder is there: a partition that is not mounted
+//! must not empty the catalogue. Files that cannot be opened are told in [`Walked::failed`].
+
+use super::catalog::Catalog;
+use super::identify::{Content, Identity, identify, last_stamp};
+use crate::cyrus::mboxname::Namespace;
+use crate::error::{Error, Kind, Result};
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Folders inside each other that are followed.
+const DEPTH: u32 = 8;
+
+/// What tells files apart: device and inode.
+pub type FileId = (u64, u64);
+
+/// A log that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// Where.
+    pub path: PathBuf,
+    /// Which file.
+    pub id: FileId,
+    /// What it says about itself.
+    pub identity: Identity,
+    /// Time of its last line; only known of logs that share an owner.
+    pub last: i64,
+}
+
+/// What was found in the partitions.
+#[derive(Debug, Default)]
+pub struct Walked {
+    /// Logs, by path.
+    pub logs: Vec<Log>,
+    /// What could not be looked at.
+    pub failed: Vec<Error>,
+}
+
+/// What an entry's path leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Nothing. Whether its folder exists.
+    Missing(bool),
+    /// A file that nothing was written to yet.
+    Empty,
+    /// A log.
+    Log(FileId),
+    /// A file that is no log.
+    Other,
+    /// It cannot be opened.
+    Unreadable,
+}
+
+/// An entry of the catalogue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its key.
+    pub key: String,
+    /// What it names.
+    pub path: PathBuf,
+    /// What is there.
+    pub target: Target,
+}
+
+/// How catalogue and logs disagree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// A log without an entry.
+    Orphan,
+    /// A log of somebody who has a newer one.
+    Double,
+    /// A log that names nobody, without an entry.
+    Nameless,
+    /// An entry without a file.
+    Missing,
+    /// An entry whose file is somebody else's log.
+    Disagrees,
+    /// An entry whose file is no log, or empty although there is one with content.
+    NoLog,
+}
+
+/// One disagreement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Of which kind.
+    pub what: What,
+    /// Whose: the entry's key, or the owner of a log without entry.
+    pub key: Option<String>,
+    /// The file that is spoken of.
+    pub path: PathBuf,
+    /// More for people.
+    pub why: Option<String>,
+    /// What the entry of `key` should be: another path, or nothing.
+    pub change: Option<Option<PathBuf>>,
+    /// Whether that was done.
+    pub fixed: bool,
+}
+
+/// Looks at every file below the partitions that may be a log.
+pub fn walk(partitions: &[PathBuf], ns: &Namespace) -> Walked {
+    let mut out = walk_but(partitions, ns, is_aside);
+    weigh(&mut out);
+    out
+}
+
+/// Looks at every file below a folder that may be a copy of a log, set aside ones too.
+pub fn walk_copies(dir: &Path, ns: &Namespace) -> Walked {
+    walk_but(&[dir.to_owned()], ns, is_index)
+}
+
+fn walk_but(dirs: &[PathBuf], ns: &Namespace, but: fn(&Path) -> bool) -> Walked {
+    let mut walk = Walk {
+        ns,
+        but,
+        seen: HashSet::new(),
+        out: Walked::default(),
+    };
+    for dir in dirs {
+        walk.folder(dir, 0);
+    }
+    walk.out.logs.sort_by(|a, b| a.path.cmp(&b.path));
+    walk.out
+}
+
+struct Walk<'a> {
+    ns: &'a Namespace,
+    but: fn(&Path) -> bool,
+    seen: HashSet<FileId>,
+    out: Walked,
+}
+
+impl Walk<'_> {
+    fn folder(&mut self, dir: &Path, depth: u32) {
+        let Walk { ns, but, seen, out } = self;
+        let mut below = Vec::new();
+        let fail = |e| Error::io("cannot read folder", e).at(dir);
+        let entries = match fs::read_dir(dir) {
+            Ok(entries) => entries,
+            Err(e) => return out.failed.push(fail(e)),
+        };
+        for entry in entries {
+            let path = match entry {
+                Ok(entry) => entry.path(),
+                Err(e) => {
+                    out.failed.push(fail(e));
+                    continue;
+                }
+            };
+            // Follows links: partitions are spread over disks by them.
+            let meta = match fs::metadata(&path) {
+                Ok(meta) => meta,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) => {
+                    out.failed.push(Error::io("cannot look at", e).at(&path));
+                    continue;
+                }
+            };
+            let id = (meta.dev(), meta.ino());
+            if meta.is_dir() {
+                if depth < DEPTH && seen.insert(id) {
+                    below.push(path);
+                }
+            } else if meta.is_file() && !but(&path) && seen.insert(id) {
+                match look(&path, ns) {
+                    Ok(Content::Log(identity)) => out.logs.push(Log {
+                        path,
+                        id,
+                        identity,
+                        last: 0,
+                    }),
+                    Ok(_) => {}
+                    Err(e) if e.kind() == Kind::NotFound => {}
+                    Err(e) => out.failed.push(e),
+                }
+            }
+        }
+        for path in below {
+            self.folder(&path, depth + 1);
+        }
+    }
+}
+
+fn look(path: &Path, ns: &Namespace) -> Result<Content> {
+    let file = File::open(path).map_err(|e| Error::io("cannot open", e).at(path))?;
+    identify(&file, ns).map_err(|e| e.at(path))
+}
+
+/// Whether a file is known by its name not to be a backup: an index and what SQLite keeps beside
+/// it, one being made, and what was set aside or kept.
+pub fn is_aside(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    // Behind the six random characters of a data file no dot follows.
+    let behind = name.rsplit_once('.');
+    is_index(path)
+        || behind.is_some_and(|(stem, n)| number(n) && (n.len() >= 9 || stem.ends_with(".damaged")))
+}
+
+fn is_index(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let ends = [".index", "-wal", "-shm", "-journal", ".new"];
+    ends.iter().any(|end| name.ends_with(end))
+}
+
+/// Finds out which of several logs of one owner was written to last.
+fn weigh(walked: &mut Walked) {
+    let mut of = BTreeMap::new();
+    for log in &walked.logs {
+        *of.entry(log.identity.key.clone()).or_insert(0) += 1;
+    }
+    for log in &mut walked.logs {
+        if log.identity.key.is_none() || of.get(&log.identity.key) == Some(&1) {
+            continue;
+        }
+        let read = File::open(&log.path).map_err(|e| Error::io("cannot open", e));
+        match read.and_then(|file| last_stamp(&file)) {
+            Ok(last) => log.last = last,
+            Err(e) => walked.failed.push(e.at(&log.path)),
+        }
+    }
+}
+
+/// The entries of the catalogue, with what they lead to. Logs outside of the partitions are added
+/// to those that were found. To be called after [`walk`]: what is made meanwhile is then seen.
+pub fn entries(catalog: &Catalog, ns: &Namespace, walked: &mut Walked) -> Result<Vec<Entry>> {
+    let known: HashSet<FileId> = walked.logs.iter().map(|l| l.id).collect();
+    let mut out = Vec::new();
+    let mut more = false;
+    for (key, path) in catalog.list()? {
+        let target = match fs::metadata(&path) {
+            Ok(meta) if known.contains(&(meta.dev(), meta.ino())) => {
+                Target::Log((meta.dev(), meta.ino()))
+            }
+            Ok(meta) if !meta.is_file() => Target::Other,
+            Ok(meta) => match look(&path, ns) {
+                Ok(Content::Empty) => Target::Empty,
+                Ok(Content::Other) => Target::Other,
+                Ok(Content::Log(identity)) => {
+                    let id = (meta.dev(), meta.ino());
+                    more = true;
+                    walked.logs.push(Log {
+                        path: path.clone(),
+                        id,
+                        identity,
+                        last: 0,
+                    });
+                    Target::Log(id)
+                }
+                Err(e) => {
+                    walked.failed.push(e);
+                    Target::Unreadable
+                }
+            },
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                Target::Missing(path.parent().is_some_and(Path::is_dir))
+            }
+            Err(e) => {
+                walked.failed.push(Error::io("cannot open", e).at(&path));
+                Target::Unreadable
+            }
+        };
+        out.push(Entry { key, path, target });
+    }
+    if more {
+        walked.logs.sort_by(|a, b| a.path.cmp(&b.path));
+        walked.logs.dedup_by(|a, b| a.id == b.id);
+        weigh(walked);
+    }
+    Ok(out)
+}
+
+/// Whether an entry may name a log of `owner`: its own, or that of a former user of the name.
+pub fn fits(key: &str, owner: &str) -> bool {
+    let former = key.strip_prefix("%FORMER/");
+    key == owner
+        || former.is_some_and(|rest| {
+            rest.strip_prefix(owner)
+                .is_some_and(|rest| rest.starts_with('/'))
+        })
+}
+
+/// Compares. Findings are in the order of keys, those without last.
+pub fn plan(logs: &[Log], entries: &[Entry]) -> Vec<Finding> {
+    let ids: BTreeMap<FileId, &Log> = logs.iter().map(|l| (l.id, l)).collect();
+    let at: BTreeMap<FileId, Vec<&Entry>> = entries.iter().fold(BTreeMap::new(), |mut at, e| {
+        if let Target::Log(id) = e.target {
+            at.entry(id).or_insert_with(Vec::new).push(e);
+        }
+        at
+    });
+    let named = |log: &Log, key: &str| {
+        let entries = at.get(&log.id);
+        entries.is_some_and(|entries| entries.iter().any(|e| e.key == key))
+    };
+    let keys: HashSet<&str> = entries.iter().map(|e| e.key.as_str()).collect();
+    let mut of: BTreeMap<&str, Vec<&Log>> = BTreeMap::new();
+    let mut out = Vec::new();
+    for log in logs {
+        let entries = at.get(&log.id).map_or(&[][..], Vec::as_slice);
+        match log.identity.key.as_deref() {
+            // A former user's log stays where it is.
+            Some(key) if entries.iter().any(|e| e.key != key && fits(&e.key, key)) => {}
+            Some(key) => of.entry(key).or_default().push(log),
+            None if entries.is_empty() => out.push(finding(What::Nameless, None, &log.path)),
+            None => {}
+        }
+    }
+    // The backup of each owner; of equals the one that is named already.
+    let best: BTreeMap<&str, &Log> = of
+        .iter()
+        .filter_map(|(key, logs)| {
+            let weight = |log: &&&Log| (log.last, log.identity.first, named(log, key));
+            Some((*key, *logs.iter().rev().max_by_key(weight)?))
+        })
+        .collect();
+    let change = |key: &str| best.get(key).map(|log| Some(log.path.clone()));
+    for entry in entries {
+        let key = entry.key.as_str();
+        let mut found = finding(What::Missing, Some(key), &entry.path);
+        match entry.target {
+            Target::Missing(folder) => {
+                found.change = change(key).or(folder.then_some(None));
+                if !folder {
+                    found.why = Some("nor is its folder there: is the partition mounted?".into());
+                }
+            }
+            Target::Empty | Target::Other => {
+                let change = change(key);
+                if entry.target == Target::Empty && change.is_none() {
+                    continue;
+                }
+                found.what = What::NoLog;
+                found.change = change;
+            }
+            Target::Unreadable => continue,
+            Target::Log(id) => {
+                let owner = ids.get(&id).and_then(|l| l.identity.key.as_deref());
+                match owner {
+                    None => continue,
+                    Some(owner) if owner != key && fits(key, owner) => continue,
+                    Some(owner) if owner == key => {
+                        if best.get(key).is_none_or(|log| log.id == id) {
+                            continue;
+                        }
+                        found.what = What::Double;
+                    }
+                    Some(owner) => {
+                        found.what = What::Disagrees;
+                        found.why = Some(format!("the log says {owner}"));
+                    }
+                }
+                found.change = change(key).or(Some(None));
+            }
+        }
+        out.push(found);
+    }
+    for (key, logs) in &of {
+        for log in logs {
+            if best.get(key).is_none_or(|best| best.id != log.id) {
+                if !named(log, key) {
+                    out.push(finding(What::Double, Some(key), &log.path));
+                }
+            } else if !keys.contains(key) {
+                let mut found = finding(What::Orphan, Some(key), &log.path);
+                found.change = Some(Some(log.path.clone()));
+                out.push(found);
+            }
+        }
+    }
+    for double in out.iter_mut().filter(|f| f.what == What::Double) {
+        let kept = double.key.as_deref().and_then(|key| best.get(key));
+        double.why = kept.map(|log| format!("newer: {}", log.path.display()));
+    }
+    out.sort_by(|a, b| (a.key.is_none(), &a.key).cmp(&(b.key.is_none(), &b.key)));
+    out
+}
+
+fn finding(what: What, key: Option<&str>, path: &Path) -> Finding {
+    Finding {
+        what,
+        key: key.map(str::to_owned),
+        path: path.to_owned(),
+        why: None,
+        change: None,
+        fixed: false,
+    }
+}
+
+/// Makes the changes that the findings ask for. An entry that is no longer what it was when the
+/// plan was made stays.
+pub fn apply(catalog: &Catalog, findings: &mut [Finding]) -> Result<()> {
+    for found in findings {
+        let (Some(key), Some(change)) = (&found.key, &found.change) else {
+            continue;
+        };
+        let now = match catalog.lookup(key) {
+            Err(e) if e.kind() == Kind::Damaged => None,
+            now => now?,
+        };
+        let before = (found.what != What::Orphan).then_some(&found.path);
+        if now.is_some() && now.as_ref() != before {
+            found.why = Some("the entry has changed meanwhile".into());
+            continue;
+        }
+        catalog.replace(&[(key.clone(), change.clone())])?;
+        found.fixed = true;
+    }
+    Ok(())
+}
+
+/// Moves a catalogue out of the way that does not read; where to.
+pub fn set_aside(catalog: &Path, now_ms: i64) -> Result<PathBuf> {
+    let mut aside = catalog.as_os_str().to_owned();
+    aside.push(format!(".damaged.{now_ms}"));
+    let aside = PathBuf::from(aside);
+    fs::rename(catalog, &aside).map_err(|e| Error::io("cannot set aside", e).at(catalog))?;
+    Ok(aside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(n: u64, key: &str, last: i64) -> Log {
+        Log {
+            path: format!("/b/{n}").into(),
+            id: (1, n),
+            identity: Identity {
+                key: (!key.is_empty()).then(|| key.into()),
+                generation: None,
+                first: 1,
+            },
+            last,
+        }
+    }
+
+    fn entry(key: &str, target: Target) -> Entry {
+        let path = match target {
+            Target::Log((_, n)) => format!("/b/{n}"),
+            _ => "/b/x".into(),
+        };
+        Entry {
+            key: key.into(),
+            path: path.into(),
+            target,
+        }
+    }
+
+    /// Findings as text: kind, key, path, change.
+    fn told(logs: &[Log], entries: &[Entry]) -> Vec<String> {
+        let path = |p: &Option<PathBuf>| p.as_ref().map_or("-".into(), |p| p.display().to_string());
+        plan(logs, entries)
+            .iter()
+            .map(|f| {
+                let key = f.key.as_deref().unwrap_or("?");
+                let change = f.change.as_ref().map_or("stays".into(), path);
+                format!("{:?} {key} {} {change}", f.what, f.path.display())
+            })
+            .collect()
+    }
+
+    const LOG1: Target = Target::Log((1, 1));
+    const LOG2: Target = Target::Log((1, 2));
+
+    #[test]
+    fn what_agrees_is_no_finding() {
+        let logs = [log(1, "anna", 5), log(2, "anna", 9), log(3, "", 1)];
+        let entries = [
+            entry("%FORMER/anna/u1", LOG2),
+            entry("anna", LOG1),
+            entry("bert", Target::Empty),
+            entry("carl", Target::Log((1, 3))),
+            entry("dora", Target::Unreadable),
+        ];
+        assert!(told(&logs, &entries).is_empty());
+        assert!(told(&[], &[]).is_empty());
+    }
+
+    #[test]
+    fn orphans_and_missing_ones_meet() {
+        let logs = [log(1, "anna", 0), log(2, "bert", 0), log(3, "", 0)];
+        let entries = [
+            entry("anna", Target::Missing(false)),
+            entry("carl", Target::Missing(true)),
+            entry("dora", Target::Missing(false)),
+        ];
+        assert_eq!(
+            told(&logs, &entries),
+            [
+                "Missing anna /b/x /b/1",
+                "Orphan bert /b/2 /b/2",
+                "Missing carl /b/x -",
+                "Missing dora /b/x stays",
+                "Nameless ? /b/3 stays",
+            ]
+        );
+    }
+
+    #[test]
+    fn of_doubles_the_newer_wins_and_of_equals_the_named() {
+        let logs = [log(1, "anna", 5), log(2, "anna", 9)];
+        assert_eq!(
+            told(&logs, &[entry("anna", LOG1)]),
+            ["Double anna /b/1 /b/2"]
+        );
+        assert_eq!(
+            told(&logs, &[entry("anna", LOG2)]),
+            ["Double anna /b/1 stays"]
+        );
+        assert_eq!(
+            told(&logs, &[]),
+            ["Double anna /b/1 stays", "Orphan anna /b/2 /b/2"]
+        );
+        let equal = [log(1, "anna", 5), log(2, "anna", 5)];
+        for (named, other) in [(LOG1, 2), (LOG2, 1)] {
+            assert_eq!(
+                told(&equal, &[entry("anna", named)]),
+                [format!("Double anna /b/{other} stays")]
+            );
+        }
+    }
+
+    #[test]
+    fn the_log_is_believed_not_the_entry() {
+        let logs = [log(1, "anna", 0), log(2, "bert", 0)];
+        // Exchanged.
+        assert_eq!(
+            told(&logs, &[entry("anna", LOG2), entry("bert", LOG1)]),
+            ["Disagrees anna /b/2 /b/1", "Disagrees bert /b/1 /b/2"]
+        );
+        // One file, two keys.
+        assert_eq!(
+            told(&logs[..1], &[entry("anna", LOG1), entry("bert", LOG1)]),
+            ["Disagrees bert /b/1 -"]
+        );
+        assert_eq!(
+            told(&logs[..1], &[entry("anna", Target::Other)]),
+            ["NoLog anna /b/x /b/1"]
+        );
+        assert_eq!(
+            told(&[], &[entry("anna", Target::Other)]),
+            ["NoLog anna /b/x stays"]
+        );
+        assert_eq!(
+            told(&logs[..1], &[entry("anna", Target::Empty)]),
+            ["NoLog anna /b/x /b/1"]
+        );
+        assert!(fits("%FORMER/a/b/u", "a/b") && !fits("%FORMER/anna", "anna"));
+        assert!(!fits("%FORMER/annabel/u", "anna"));
+    }
+
+    #[test]
+    fn names_that_are_no_backups() {
+        for (name, aside) in [
+            ("anna_abcdef", false),
+            ("a.b.123456789_abcdef", false),
+            ("anna_abcdef.index", true),
+            ("anna_abcdef.index-wal", true),
+            ("anna_abcdef.index-shm", true),
+            ("anna_abcdef.index.new", true),
+            ("anna_abcdef.new", true),
+            ("anna_abcdef.damaged.1795442465123", true),
+            ("anna_abcdef.damaged.7", true),
+            ("anna_abcdef.1795442465", true),
+            ("anna_abcdef.12", false),
+            ("anna.new_abcdef", false),
+        ] {
+            assert_eq!(
+                is_aside(Path::new("/b").join(name).as_path()),
+                aside,
+                "{name}"
+            );
+        }
+    }
+}
