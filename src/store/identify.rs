@@ -8,7 +8,7 @@
 
 use super::file::{FileReader, LogFile};
 use super::gzip::{MemberEnd, MemberReader, find_next_member};
-use super::line::PRIVATE;
+use super::line::{PRIVATE, key_of};
 use crate::cyrus::dlist::{Limits, ParseError, Parser, Start, Value};
 use crate::cyrus::mboxname::{MboxName, Namespace, Owner, canonical_userid};
 use crate::error::{Error, Kind, Result};
@@ -163,9 +163,9 @@ fn owner(name: &[u8], parser: &mut Member<'_>, ns: &Namespace, found: &mut Ident
         b"RESERVE" => {
             let value = parser.value()?;
             let fact = value.get(PRIVATE).and_then(|p| p.get("GENERATION"));
-            let part = |key| fact.and_then(|g| g.get(key)).and_then(Value::as_str);
-            found.generation = part("ID").map(str::to_owned);
-            part("KEY").filter(|k| !k.is_empty()).map(str::to_owned)
+            let id = fact.and_then(|g| g.get("ID")).and_then(Value::as_str);
+            found.generation = id.map(str::to_owned);
+            fact.and_then(key_of).filter(|k| !k.is_empty())
         }
         _ => {
             skip(parser, 0)?;

@@ -33,13 +33,19 @@ fn filled(rounds: i64) -> (Dir, All) {
 }
 
 /// Spoils the middle of a chunk, from 1.
+/// Damages a chunk in its middle.
 fn spoil(dir: &Dir, chunk: i64) {
+    spoil_at(dir, chunk, 2);
+}
+
+/// Damages a chunk behind a `part`th of it; bodies come first, then the records.
+fn spoil_at(dir: &Dir, chunk: i64, part: u64) {
     let row = {
         let reader = Reader::open(&dir.data(), Stale::Refuse).unwrap();
         reader.index().chunk(chunk).unwrap().unwrap()
     };
     let mut bytes = fs::read(dir.data()).unwrap();
-    let middle = (row.offset + row.length.unwrap() / 2) as usize;
+    let middle = (row.offset + row.length.unwrap() / part) as usize;
     bytes[middle..middle + 8]
         .iter_mut()
         .for_each(|b| *b ^= 0x5a);
@@ -115,7 +121,7 @@ fn what_is_whole_is_not_written_to() {
 #[test]
 fn without_a_copy_the_sender_is_asked() {
     let (dir, all) = filled(3);
-    spoil(&dir, 2);
+    spoil_at(&dir, 2, 4);
     let done = healed(&dir, &[]);
     assert!(done.findings > 0);
     assert!(done.returned.is_empty() && done.nowhere.is_empty());
@@ -142,7 +148,7 @@ fn bodies_come_back_from_a_copy() {
     for rebuilt in [false, true] {
         let (dir, all) = filled(3);
         let copy = copy_of(&dir);
-        spoil(&dir, 2);
+        spoil_at(&dir, 2, 4);
         if rebuilt {
             // What the chunk said of records is lost as well; what is known comes back.
             reindexed(&dir);
@@ -284,11 +290,11 @@ fn what_only_the_past_needs_comes_back_and_stays_past() {
             (0, 1),
             "{done:?}"
         );
-        for _ in 0..2 {
+        for round in 0..2 {
             assert_eq!(reads(&dir.data(), [guid]), 1);
             let reader = Reader::open(&dir.data(), Stale::Refuse).unwrap();
             let row = reader.index().mailbox("old").unwrap().unwrap();
-            assert!(row.deleted.is_some());
+            assert!(row.deleted.is_some(), "heir {heir} round {round}: {}", text_of(&dir));
             let alive = reader.index().mailbox_by_name("user.anna.x").unwrap();
             assert_eq!(alive.map(|row| row.uniqueid), heir.then(|| "new".into()));
             drop(reader);
@@ -445,4 +451,13 @@ fn heal_speaks() {
     );
     assert_eq!(store.run(&["heal"]).status, 64);
     assert_eq!(store.run(&["heal", "nobody"]).status, 1);
+}
+
+/// What can be read of the log, for a failing test.
+fn text_of(dir: &Dir) -> String {
+    let zcat = std::process::Command::new("zcat")
+        .stdin(fs::File::open(dir.data()).unwrap())
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&zcat.stdout).into_owned()
 }
