@@ -92,6 +92,15 @@ pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 pub type EachBody<'a> =
     dyn FnMut(Guid, &str, u64, &mut dyn FnMut(&mut Sink<'_>) -> Result<()>) -> Result<()> + 'a;
 
+/// Which pending bodies a MAILBOX line settles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bodies {
+    /// Those it refers to; there may be no others.
+    Referred,
+    /// All: the caller knows whose they are, from older records perhaps.
+    All,
+}
+
 /// What a MAILBOX line did.
 #[derive(Debug)]
 pub enum MailboxResult {
@@ -428,10 +437,22 @@ impl Backup {
         has_literal: bool,
         now: Timestamp,
     ) -> Result<MailboxResult> {
+        self.mailbox_and(Bodies::Referred, before, spool, has_literal, now)
+    }
+
+    /// The same, and says what becomes of pending bodies that the line does not refer to.
+    pub fn mailbox_and(
+        &mut self,
+        bodies: Bodies,
+        before: &[Line],
+        spool: &Spool,
+        has_literal: bool,
+        now: Timestamp,
+    ) -> Result<MailboxResult> {
         let done = self
             .mailbox_inner(before, spool, has_literal, now)
             .and_then(|outcome| {
-                if outcome.referred < self.pending {
+                if bodies == Bodies::Referred && outcome.referred < self.pending {
                     self.withdraw()?;
                     return Ok(None);
                 }

@@ -9,7 +9,7 @@
 //! point, and the work may be done again. A backup of which everything reads is not written to.
 //! Fails with the kinds of `store::backup`; a copy that does not read is passed over.
 
-use super::backup::{Backup, MailboxResult, resync_line};
+use super::backup::{Backup, Bodies, resync_line};
 use super::doubt::{Loss, Use};
 use super::index::{self, Index};
 use super::line::{Line, needs_literal};
@@ -82,7 +82,6 @@ pub fn heal(
         scratch,
         budget,
         now,
-        deleted: Vec::new(),
     };
     let done = healer.run(copies);
     if done.is_err() {
@@ -96,8 +95,13 @@ struct Healer<'a> {
     scratch: &'a Path,
     budget: u64,
     now: Timestamp,
-    /// Names of deleted mailboxes that were stated again, and are not alive by that.
-    deleted: Vec<String>,
+}
+
+/// A MAILBOX line's value.
+fn stated(head: &MailboxHead, records: Vec<Value>) -> Value {
+    let mut keys = head.keys.clone();
+    keys.push((b"RECORD".to_vec(), Value::List(records)));
+    Value::Kv(keys)
 }
 
 impl Healer<'_> {
@@ -156,7 +160,6 @@ impl Healer<'_> {
                 n += doubt.unlogged.len() as u64;
             }
         }
-        self.settle()?;
         Ok(n)
     }
 
@@ -188,7 +191,7 @@ impl Healer<'_> {
         Ok(())
     }
 
-    /// Appends bodies, then states the mailboxes that refer to them.
+    /// Brings bodies in, mailbox by mailbox: those it refers to, then the mailbox itself.
     fn deliver(
         &mut self,
         index: &Index,
@@ -196,43 +199,48 @@ impl Healer<'_> {
         good: &HashSet<Guid>,
         loss: &Loss,
     ) -> Result<()> {
-        let (backup, now) = (&mut *self.backup, self.now);
-        bodies(
-            index,
-            file,
-            good.iter().copied(),
-            &mut |row, part| match part {
-                Part::Begin => backup.body_begin(row.partition.as_bytes(), row.guid, row.size, now),
-                Part::Data(bytes) => backup.body_data(bytes),
-                Part::End(true) => backup.body_end(),
-                Part::End(false) => Err(Error::new(Kind::Io, "the copy is being changed")),
-            },
-        )?;
-        backup.messages_end()?;
-        let mut users: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
-        for used in good
-            .iter()
-            .filter_map(|guid| loss.bodies.get(guid))
-            .flatten()
-        {
-            let uids = users.entry(&used.uniqueid).or_default();
-            let row = self.backup.index().mailbox(&used.uniqueid)?;
-            // UIDs of older epochs mean something else now; their records know the GUID.
-            if row.is_some_and(|row| row.epoch == used.epoch) {
-                uids.push(used.uid);
+        let mut users: BTreeMap<&str, (Vec<u32>, HashSet<Guid>)> = BTreeMap::new();
+        for guid in good {
+            for used in loss.bodies.get(guid).into_iter().flatten() {
+                let (uids, guids) = users.entry(&used.uniqueid).or_default();
+                let row = self.backup.index().mailbox(&used.uniqueid)?;
+                // UIDs of older epochs mean something else now; their records know the GUID.
+                if row.is_some_and(|row| row.epoch == used.epoch) {
+                    uids.push(used.uid);
+                }
+                guids.insert(*guid);
             }
         }
-        for (uniqueid, mut uids) in users {
+        let mut delivered = HashSet::new();
+        for (uniqueid, (mut uids, guids)) in users {
             uids.sort_unstable();
+            let (backup, now) = (&mut *self.backup, self.now);
+            bodies(
+                index,
+                file,
+                guids.difference(&delivered).copied().collect::<Vec<_>>(),
+                &mut |row, part| match part {
+                    Part::Begin => {
+                        backup.body_begin(row.partition.as_bytes(), row.guid, row.size, now)
+                    }
+                    Part::Data(bytes) => backup.body_data(bytes),
+                    Part::End(true) => backup.body_end(),
+                    Part::End(false) => Err(Error::new(Kind::Io, "the copy is being changed")),
+                },
+            )?;
+            backup.messages_end()?;
             self.restate(uniqueid, &uids)?;
+            delivered.extend(guids);
         }
-        self.settle()
+        Ok(())
     }
 
-    /// States a mailbox as it is, with some of its records. Not durable yet.
+    /// States a mailbox as it is, with some of its records, and makes it durable. A crash behind
+    /// it leaves a deleted mailbox alive, which the sender's next run takes away.
     fn restate(&mut self, uniqueid: &str, uids: &[u32]) -> Result<()> {
         let index = self.backup.index();
         let Some(row) = index.mailbox(uniqueid)?.filter(|row| !row.intermediate) else {
+            self.backup.abort();
             return Ok(());
         };
         let mut records = Vec::new();
@@ -245,44 +253,21 @@ impl Healer<'_> {
             Some(_) => index.mailbox_by_name(&row.mboxname)?,
             None => None,
         };
-        self.line(&row.head, records)?;
-        match (row.deleted, heir) {
-            (None, _) => {}
-            // The name is another's by now, who takes it back.
-            (Some(_), Some(heir)) => self.line(&heir.head, Vec::new())?,
-            (Some(_), None) => self.deleted.push(row.mboxname),
-        }
-        Ok(())
-    }
-
-    fn line(&mut self, head: &MailboxHead, records: Vec<Value>) -> Result<()> {
-        let mut keys = head.keys.clone();
-        keys.push((b"RECORD".to_vec(), Value::List(records)));
-        let value = Value::Kv(keys);
+        let value = stated(&row.head, records);
         let mut spool = Spool::new(self.scratch, self.budget);
         spool.append(&print_to_vec(&value, Form::Log))?;
-        match self
-            .backup
-            .mailbox(&[], &spool, needs_literal(&value), self.now)?
-        {
-            // The others of the unit are referred to by other lines.
-            MailboxResult::Entered(_) | MailboxResult::Unreferred => Ok(()),
-        }
-    }
-
-    /// Makes durable what was stated. A crash in between leaves a deleted mailbox alive, which the
-    /// sender's next run takes away.
-    fn settle(&mut self) -> Result<()> {
+        let literal = needs_literal(&value);
+        // Records of older epochs are not stated again, but their bodies are this mailbox's, too.
+        self.backup
+            .mailbox_and(Bodies::All, &[], &spool, literal, self.now)?;
         self.backup.commit()?;
-        let names = std::mem::take(&mut self.deleted);
-        let lines: Vec<Line> = names
-            .iter()
-            .map(|name| Line::new("UNMAILBOX", &Value::text(name)))
-            .collect();
-        match lines.is_empty() {
-            true => Ok(()),
-            false => self.backup.append(&lines, self.now),
-        }
+        let after = match (row.deleted, heir) {
+            (None, _) => return Ok(()),
+            // The name is another's by now, who takes it back.
+            (Some(_), Some(heir)) => Line::new("MAILBOX", &stated(&heir.head, Vec::new())),
+            (Some(_), None) => Line::new("UNMAILBOX", &Value::text(&row.mboxname)),
+        };
+        self.backup.append(&[after], self.now)
     }
 
     /// Marks the mailboxes that are in doubt, but those that lacked nothing but what came back.

@@ -294,7 +294,11 @@ fn what_only_the_past_needs_comes_back_and_stays_past() {
             assert_eq!(reads(&dir.data(), [guid]), 1);
             let reader = Reader::open(&dir.data(), Stale::Refuse).unwrap();
             let row = reader.index().mailbox("old").unwrap().unwrap();
-            assert!(row.deleted.is_some(), "heir {heir} round {round}: {}", text_of(&dir));
+            assert!(
+                row.deleted.is_some(),
+                "heir {heir} round {round}: {}",
+                text_of(&dir)
+            );
             let alive = reader.index().mailbox_by_name("user.anna.x").unwrap();
             assert_eq!(alive.map(|row| row.uniqueid), heir.then(|| "new".into()));
             drop(reader);
@@ -453,11 +457,18 @@ fn heal_speaks() {
     assert_eq!(store.run(&["heal", "nobody"]).status, 1);
 }
 
-/// What can be read of the log, for a failing test.
+/// What can be read of the log, member by member, for a failing test.
 fn text_of(dir: &Dir) -> String {
-    let zcat = std::process::Command::new("zcat")
-        .stdin(fs::File::open(dir.data()).unwrap())
-        .output()
-        .unwrap();
-    String::from_utf8_lossy(&zcat.stdout).into_owned()
+    let bytes = fs::read(dir.data()).unwrap();
+    let mut out = String::new();
+    for at in 0..bytes.len().saturating_sub(3) {
+        if bytes[at..at + 3] == [0x1f, 0x8b, 8] {
+            fs::write(dir.0.join("part"), &bytes[at..]).unwrap();
+            let file = fs::File::open(dir.0.join("part")).unwrap();
+            let zcat = std::process::Command::new("zcat").stdin(file).output();
+            let text = zcat.unwrap().stdout;
+            out.push_str(&format!("== {at}\n{}\n", String::from_utf8_lossy(&text)));
+        }
+    }
+    out
 }
