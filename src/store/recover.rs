@@ -20,6 +20,8 @@ pub(super) struct Opened {
     pub(super) index: Index,
     pub(super) end: u64,
     pub(super) stamp: i64,
+    /// Lines that were entered.
+    pub(super) lines: u64,
     /// What a rebuild found: file offset and reason.
     pub(super) damage: Vec<(u64, String)>,
     /// Mailboxes (uniqueid, reason) that a loss left in doubt.
@@ -68,6 +70,7 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
             index,
             end: 0,
             stamp: 0,
+            lines: 0,
             damage: Vec::new(),
             doubtful: Vec::new(),
         });
@@ -117,6 +120,7 @@ fn catch_up(
             index,
             end: len,
             stamp,
+            lines: 0,
             damage: Vec::new(),
             doubtful: Vec::new(),
         });
@@ -173,14 +177,41 @@ fn catch_up(
         index,
         end,
         stamp,
+        lines: entered.lines,
         damage: Vec::new(),
         doubtful: Vec::new(),
     })
 }
 
-/// Builds a new index from the whole log.
+/// Builds the index anew, whatever it was. The lock is held.
+pub(super) fn anew(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
+    match len {
+        0 => recover(file, path, len),
+        _ => rebuild(file, path, len),
+    }
+}
+
+/// Puts an index in the place of the one that is there. Closed first, and the old one removed with
+/// all that belongs to it: SQLite must never find the one's log beside the other.
+fn switch(new: Index, to: &Path) -> Result<Index> {
+    let from = new.path().to_owned();
+    drop(new);
+    let mut wal = from.as_os_str().to_owned();
+    wal.push("-wal");
+    if Path::new(&wal).exists() {
+        return Err(Error::new(Kind::Db, "cannot close the new index").at(&from));
+    }
+    index::remove(to)?;
+    std::fs::rename(&from, to).map_err(|e| Error::io("cannot rename", e).at(&from))?;
+    Index::open(to)
+}
+
+/// Builds a new index from the whole log, beside the old one, and puts it in its place.
 fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
-    let index = Index::create(&index::path_of(path))?;
+    let place = index::path_of(path);
+    let mut beside = place.as_os_str().to_owned();
+    beside.push(".new");
+    let index = Index::create(Path::new(&beside))?;
     index.begin()?;
     let from = From {
         member: 0,
@@ -233,9 +264,10 @@ fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
     let doubtful = if ours { index.doubtful()? } else { Vec::new() };
     done(&**file, &index, end, entered.stamp)?;
     Ok(Opened {
-        index,
+        index: switch(index, &place)?,
         end,
         stamp: entered.stamp,
+        lines: entered.lines,
         damage,
         doubtful,
     })
