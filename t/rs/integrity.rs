@@ -276,13 +276,16 @@ fn reindex_switches_when_the_new_index_is_whole() {
     assert_eq!(anna["status"], "ok");
     assert!(anna["lines"].as_i64().unwrap() > 10, "{anna}");
     assert_eq!(anna["damage"].as_array().unwrap().len(), 0);
-    assert_eq!(anna["resync"][0]["mboxname"], "user.anna.Sent");
+    let marks = anna["resync"].as_array().unwrap().iter();
+    let marks: Vec<_> = marks.map(|m| m["mboxname"].as_str().unwrap()).collect();
+    // One for a body that never came.
+    assert_eq!(marks, ["user.anna", "user.anna.Sent"]);
     assert!(!beside.exists());
     // Who had the old one open goes on with it.
     assert_eq!(old.index().mailboxes(false).unwrap().len(), 2);
     drop(old);
     let after = store.json(&["stat", "-j", "anna"])["backups"][0].clone();
-    for key in ["messages", "mailboxes", "bodies", "chunks", "subscriptions"] {
+    for key in ["messages", "mailboxes", "bodies", "subscriptions"] {
         assert_eq!(before[key], after[key], "{key}");
     }
     assert!(store.text(&["reindex", "anna"]).contains(" lines, "));
