@@ -118,6 +118,10 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
 fn as_text(c: &Context, chosen: &Chosen, healed: &Healed, out: &mut Out) -> Result<()> {
     let name = plain(&chosen.name());
     for (list, what) in [
+        (
+            &healed.saved,
+            "written again, the line around it does not read",
+        ),
         (&healed.returned, "came back"),
         (&healed.awaited, "the next sync brings it"),
         (&healed.nowhere, "lost, nobody has it any more"),
@@ -138,9 +142,11 @@ fn as_text(c: &Context, chosen: &Chosen, healed: &Healed, out: &mut Out) -> Resu
         ))?;
     }
     out.line(format_args!(
-        "{name}: {} findings, {} records written again, {} messages came back, {} awaited, {} lost",
+        "{name}: {} findings, {} records and {} messages written again, {} messages came back, \
+         {} awaited, {} lost",
         healed.findings,
         healed.restated,
+        healed.saved.len(),
         healed.returned.len(),
         healed.awaited.len(),
         healed.nowhere.len()
@@ -169,6 +175,7 @@ fn as_json(chosen: &Chosen, healed: &Healed) -> Value {
         "path": chosen.path.to_string_lossy(),
         "findings": healed.findings,
         "restated": healed.restated,
+        "saved": list(&healed.saved),
         "returned": list(&healed.returned),
         "awaited": list(&healed.awaited),
         "nowhere": list(&healed.nowhere),

@@ -9,12 +9,12 @@
 //! Bodies (MESSAGE) are tentative until a MAILBOX line refers to them. Format: `doc/format.md`;
 //! states: `doc/design.md`.
 
-use super::file::LogFile;
-use super::index::{self, Index, Lines, MailboxOutcome, Place, apply_line};
+use super::file::{LogFile, Watch, Watched};
+use super::index::{Index, Lines, MailboxOutcome, Place, apply_line};
 use super::line::{Line, generation, prefix};
 use super::lock::{Create, DataLock, Wait};
 use super::log::{Checkpoint, Log};
-use super::recover::recover;
+use super::recover::{Opened, anew, recover};
 use super::spool::Spool;
 use crate::cyrus::dlist::{Form, Limits, Parser, Value, Why, is_atom, print_text};
 use crate::cyrus::guid::Guid;
@@ -64,6 +64,8 @@ pub struct Backup {
     broken: bool,
     /// What was found wrong when the index was built anew on opening.
     damage: Vec<(u64, String)>,
+    /// Lines that were entered on opening.
+    entered: u64,
     _lock: DataLock,
 }
 
@@ -131,12 +133,22 @@ impl Backup {
             .len()
             .map_err(|e| Error::io("cannot read", e).at(path))?;
         let opened = recover(&file, path, len).map_err(|e| e.at(path))?;
+        Backup::opened(lock, file, key, settings, opened)
+    }
+
+    fn opened(
+        lock: DataLock,
+        file: Arc<dyn LogFile>,
+        key: &str,
+        settings: Settings,
+        opened: Opened,
+    ) -> Result<Backup> {
         let doubtful = opened.doubtful;
         let mut backup = Backup {
             log: Log::new(Arc::clone(&file), opened.end, settings.level),
             index: opened.index,
             file,
-            path: path.to_owned(),
+            path: lock.path().to_owned(),
             key: key.to_owned(),
             settings,
             lines: Lines::default(),
@@ -149,6 +161,7 @@ impl Backup {
             body: None,
             broken: false,
             damage: opened.damage,
+            entered: opened.lines,
             _lock: lock,
         };
         if !doubtful.is_empty() {
@@ -157,13 +170,27 @@ impl Backup {
         Ok(backup)
     }
 
-    /// Opens a backup with its index built anew from the log, whatever it was.
-    pub fn reindex(path: &Path, key: &str, wait: Wait, settings: Settings) -> Result<Backup> {
+    /// Opens a backup with its index built anew from the log, whatever it was. The old index stays
+    /// in use until the new one is whole. `watch` is told how far the log was read.
+    pub fn reindex(
+        path: &Path,
+        key: &str,
+        wait: Wait,
+        settings: Settings,
+        watch: Watch,
+    ) -> Result<Backup> {
         let lock = DataLock::acquire(path, wait, Create::No)?;
-        index::retire(&index::path_of(path))?;
-        // Whoever comes in between builds it just as well.
-        drop(lock);
-        Backup::open(path, key, wait, Create::No, settings)
+        let fail = |e| Error::io("cannot open", e).at(path);
+        let file: Arc<dyn LogFile> = Arc::new(lock.file().try_clone().map_err(fail)?);
+        let len = file.len().map_err(fail)?;
+        let file: Arc<dyn LogFile> = Arc::new(Watched::new(file, watch));
+        let opened = anew(&file, path, len).map_err(|e| e.at(path))?;
+        Backup::opened(lock, file, key, settings, opened)
+    }
+
+    /// How many lines were entered into the index on opening.
+    pub fn entered(&self) -> u64 {
+        self.entered
     }
 
     /// What was found wrong when the index was built anew: offset in the file and reason.

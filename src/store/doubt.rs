@@ -4,9 +4,7 @@
 //! Reads all records of the index, so it is for backups of which something is known to be wrong.
 //! Fails with the kinds of the index.
 
-use super::file::LogFile;
 use super::index::{Index, MailboxRow};
-use super::reader::readable;
 use crate::cyrus::guid::Guid;
 use crate::error::Result;
 use std::collections::{BTreeMap, HashSet};
@@ -55,16 +53,14 @@ pub struct Loss {
     pub mailboxes: Vec<Doubt>,
 }
 
-/// Compares `index` with `second`. Bodies that still read where `index` has them are not lost.
-pub fn assess(index: &Index, file: &dyn LogFile, second: &Index) -> Result<Loss> {
+/// Compares `index` with `second`. Bodies that a new index would not have are lost even if they
+/// still read where this one has them: the line around them does not.
+pub fn assess(index: &Index, second: &Index) -> Result<Loss> {
     let mut gone = HashSet::new();
     for row in index.bodies(None)? {
         if second.body(row.guid)?.is_none() {
             gone.insert(row.guid);
         }
-    }
-    for guid in readable(index, file, gone.iter().copied())? {
-        gone.remove(&guid);
     }
     let mut loss = Loss::default();
     for row in index.mailboxes(true)? {

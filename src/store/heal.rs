@@ -11,9 +11,10 @@
 
 use super::backup::{Backup, Bodies, resync_line};
 use super::doubt::{Loss, Use};
+use super::file::LogFile;
 use super::index::{self, Index};
 use super::line::{Line, needs_literal};
-use super::reader::{Part, bodies, readable};
+use super::reader::{Part, Reader, Stale, bodies, readable};
 use super::reindex::{self, From, Trailing};
 use super::rescan::walk_copies;
 use super::spool::Spool;
@@ -39,6 +40,8 @@ pub struct Healed {
     pub findings: usize,
     /// Records that were written to the log again.
     pub restated: u64,
+    /// Bodies that only the index could still find, written to the log again.
+    pub saved: Vec<Lost>,
     /// Bodies that came back from a copy.
     pub returned: Vec<Lost>,
     /// Bodies that the sender still has: its next run brings them.
@@ -125,6 +128,7 @@ impl Healer<'_> {
             out.restated = self.restate_unlogged(&loss)?;
         }
         let mut wanted: BTreeSet<Guid> = loss.bodies.keys().copied().collect();
+        let saved = self.save(&loss, &mut wanted)?;
         for copy in copies {
             if wanted.is_empty() {
                 break;
@@ -142,6 +146,7 @@ impl Healer<'_> {
             let comes = |u: &Use| Ok(u.live && self.backup.index().resync(&u.uniqueid)?.is_some());
             let comes: Result<Vec<bool>> = uses.iter().map(comes).collect();
             let to = match wanted.contains(&guid) {
+                false if saved.contains(&guid) => &mut out.saved,
                 false => &mut out.returned,
                 true if comes?.contains(&true) => &mut out.awaited,
                 true => &mut out.nowhere,
@@ -161,6 +166,21 @@ impl Healer<'_> {
             }
         }
         Ok(n)
+    }
+
+    /// Writes again the bodies that still read where the index has them, in lines that do not.
+    fn save(&mut self, loss: &Loss, wanted: &mut BTreeSet<Guid>) -> Result<HashSet<Guid>> {
+        if wanted.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let reader = Reader::open(self.backup.path(), Stale::Refuse)?;
+        let (index, file) = (reader.index(), reader.file());
+        let good = readable(index, file, wanted.iter().copied())?;
+        if !good.is_empty() {
+            self.deliver(index, file, &good, loss)?;
+        }
+        wanted.retain(|guid| !good.contains(guid));
+        Ok(good)
     }
 
     /// Takes from a copy what it has of the wanted bodies.
@@ -195,7 +215,7 @@ impl Healer<'_> {
     fn deliver(
         &mut self,
         index: &Index,
-        file: &File,
+        file: &dyn LogFile,
         good: &HashSet<Guid>,
         loss: &Loss,
     ) -> Result<()> {

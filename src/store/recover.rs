@@ -23,6 +23,8 @@ pub(super) struct Opened {
     pub(super) index: Index,
     pub(super) end: u64,
     pub(super) stamp: i64,
+    /// Lines that were entered.
+    pub(super) lines: u64,
     /// What a rebuild found: file offset and reason.
     pub(super) damage: Vec<(u64, String)>,
     /// Mailboxes (uniqueid, reason) that a loss left in doubt.
@@ -111,6 +113,7 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
             index,
             end: 0,
             stamp: 0,
+            lines: 0,
             damage: Vec::new(),
             doubtful: Vec::new(),
         });
@@ -160,6 +163,7 @@ fn catch_up(
             index,
             end: len,
             stamp,
+            lines: 0,
             damage: Vec::new(),
             doubtful: Vec::new(),
         });
@@ -227,13 +231,40 @@ fn catch_up(
         index,
         end,
         stamp,
+        lines: entered.lines,
         damage: Vec::new(),
         doubtful: Vec::new(),
     })
 }
 
-/// Builds a new index from the whole log. `kept`: a copy of the file as it was stays already.
+/// Builds the index anew, whatever it was. The lock is held.
+pub(super) fn anew(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
+    match len {
+        0 => recover(file, path, len),
+        _ => rebuild(file, path, len, false),
+    }
+}
+
+/// Puts an index in the place of the one that is there. Closed first, and the old one removed with
+/// all that belongs to it: SQLite must never find the one's log beside the other.
+fn switch(new: Index, to: &Path) -> Result<Index> {
+    let from = new.path().to_owned();
+    drop(new);
+    let mut wal = from.as_os_str().to_owned();
+    wal.push("-wal");
+    if Path::new(&wal).exists() {
+        return Err(Error::new(Kind::Db, "cannot close the new index").at(&from));
+    }
+    index::retire(to)?;
+    std::fs::rename(&from, to).map_err(|e| Error::io("cannot rename", e).at(&from))?;
+    Index::open(to)
+}
+
+/// Builds a new index from the whole log, beside the old one, and puts it in its place.
+///
+/// `kept`: a copy of the file as it was stays already.
 fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64, kept: bool) -> Result<Opened> {
+    let place = index::path_of(path);
     let (mut index, mut entered) = whole(file, path, len, Trailing::Keep)?;
     if let Some(from) = entered.unsettled {
         // Bodies at the end that nobody refers to: a unit that never was acknowledged.
@@ -306,9 +337,10 @@ fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64, kept: bool) -> Result
     }
     done(&**file, &index, end, entered.stamp)?;
     Ok(Opened {
-        index,
+        index: switch(index, &place)?,
         end,
         stamp: entered.stamp,
+        lines: entered.lines,
         damage,
         doubtful,
     })
@@ -338,7 +370,9 @@ fn whole(
     len: u64,
     trailing: Trailing,
 ) -> Result<(Index, Entered)> {
-    let index = Index::create(&index::path_of(path))?;
+    let mut beside = index::path_of(path).into_os_string();
+    beside.push(".new");
+    let index = Index::create(Path::new(&beside))?;
     index.begin()?;
     let from = From {
         member: 0,

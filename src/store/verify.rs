@@ -290,7 +290,7 @@ fn contents(
     }
     name_records(index, &mut proof.findings)?;
     if always || !proof.findings.is_empty() {
-        proof.loss = Some(assess(index, reader.file(), &second)?);
+        proof.loss = Some(assess(index, &second)?);
     }
     second.rollback();
     Ok(())

@@ -326,7 +326,10 @@ fn a_body_that_stands_before_the_damage_is_not_lost() {
         done.nowhere.is_empty() && done.awaited.is_empty(),
         "{done:?}"
     );
-    assert_eq!((done.restated, done.marked.len()), (1, 1));
+    assert_eq!(
+        (done.restated, done.marked.len(), done.saved.len()),
+        (1, 1, 1)
+    );
     reindexed(&dir);
     assert_eq!(live(&dir, "u1"), [1, 2, 3, 4, 5, 6]);
     assert_eq!(reads(&dir.data(), all.iter().map(|r| r.1)), 6);

@@ -6,6 +6,7 @@ use cyr_backup::store::backup::Backup;
 use cyr_backup::store::catalog::Catalog;
 use cyr_backup::store::index;
 use cyr_backup::store::line::Line;
+use cyr_backup::store::reader::{Reader, Stale};
 use cyr_backup::util::time::Timestamp;
 use serde_json::Value;
 use std::fs;
@@ -257,4 +258,55 @@ fn verify_remembers_and_tells_what_is_not_there() {
         assert!(what.starts_with(start), "{who}: {what}");
     }
     assert_eq!(verify(&store, &["dora"]).0, 65);
+}
+
+#[test]
+fn reindex_switches_when_the_new_index_is_whole() {
+    let store = Store::new("reindex");
+    let path = store.path("anna");
+    let before = store.json(&["stat", "-j", "anna"])["backups"][0].clone();
+    // What an interrupted run has left is in nobody's way.
+    let beside = store.0.join("data/anna.index.new");
+    fs::write(&beside, b"rubbish").unwrap();
+    fs::write(store.0.join("data/anna.index.new-wal"), b"rubbish").unwrap();
+    store.hand_over();
+    let old = Reader::open(&path, Stale::Refuse).unwrap();
+    let value = store.json(&["reindex", "-j", "anna"]);
+    let anna = &value["backups"][0];
+    assert_eq!(anna["status"], "ok");
+    assert!(anna["lines"].as_i64().unwrap() > 10, "{anna}");
+    assert_eq!(anna["damage"].as_array().unwrap().len(), 0);
+    let marks = anna["resync"].as_array().unwrap().iter();
+    let marks: Vec<_> = marks.map(|m| m["mboxname"].as_str().unwrap()).collect();
+    // One for a body that never came.
+    assert_eq!(marks, ["user.anna", "user.anna.Sent"]);
+    assert!(!beside.exists());
+    // Who had the old one open goes on with it.
+    assert_eq!(old.index().mailboxes(false).unwrap().len(), 2);
+    drop(old);
+    let after = store.json(&["stat", "-j", "anna"])["backups"][0].clone();
+    for key in ["messages", "mailboxes", "bodies", "subscriptions"] {
+        assert_eq!(before[key], after[key], "{key}");
+    }
+    assert!(store.text(&["reindex", "anna"]).contains(" lines, "));
+
+    // One that cannot be made leaves the old one in use.
+    fs::create_dir(&beside).unwrap();
+    store.hand_over();
+    let ran = store.run(&["reindex", "-j", "anna"]);
+    assert_eq!(ran.status, 1);
+    assert_eq!(parsed(&ran)["backups"][0]["status"], "failed");
+    assert_eq!(verify(&store, &["anna"]).0, 0);
+    fs::remove_dir(&beside).unwrap();
+
+    // Damage is told.
+    let mut bytes = fs::read(&path).unwrap();
+    let end = bytes.len();
+    bytes[end - 30..end - 20].fill(0x5a);
+    fs::write(&path, bytes).unwrap();
+    let ran = store.run(&["reindex", "-j", "anna"]);
+    assert_eq!(ran.status, 65, "{}", ran.err);
+    let anna = parsed(&ran)["backups"][0].clone();
+    assert_eq!(anna["status"], "salvaged");
+    assert!(anna["damage"][0]["offset"].is_i64(), "{anna}");
 }

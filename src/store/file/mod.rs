@@ -10,10 +10,12 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 mod fault;
+mod watch;
 
 #[cfg(test)]
 pub(crate) use fault::next_random;
 pub use fault::{Fault, FaultFile};
+pub use watch::{Watch, Watched};
 
 /// A file of bytes at explicit positions.
 pub trait LogFile: Send + Sync {
