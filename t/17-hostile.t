@@ -914,7 +914,7 @@ def crowd(to):
     talks = [Talk(to, tcp=n % 2 == 0) for n in range(200)]
     for n, talk in enumerate(talks):
         if n % 2:
-            talk.send(b"GET USER anna\r\nAPPLY SUB %%(USERID crowd%d MBOXNAME x)\r\n" % (n % 20))
+            talk.send(b"GET USER anna\r\nAPPLY SUB %%(USERID crowd%d MBOXNAME x)\r\n" % n)
     for n, talk in enumerate(talks):
         if n % 2:
             expect_equal(talk.final(), b"OK success", "GET")

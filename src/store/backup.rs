@@ -57,6 +57,8 @@ pub struct Backup {
     pending: u64,
     /// The end of those bodies, where a MAILBOX line that is not durable yet begins.
     bodies_end: Option<Checkpoint>,
+    /// The unit ends in a line with a literal: its member is sealed once that is durable.
+    seal_next: bool,
     /// A MESSAGE line is open and has this many bodies.
     in_messages: Option<u64>,
     body: Option<Body>,
@@ -157,6 +159,7 @@ impl Backup {
             unit: None,
             pending: 0,
             bodies_end: None,
+            seal_next: false,
             in_messages: None,
             body: None,
             broken: false,
@@ -551,9 +554,8 @@ impl Backup {
             _ => Err(e),
         })?;
         self.index.touch_chunk(chunk, stamp)?;
-        if has_literal {
-            self.end_chunk()?;
-        }
+        // Its member ends with it, but not before it is judged: sealing puts it on disk.
+        self.seal_next = has_literal;
         Ok(outcome)
     }
 
@@ -583,7 +585,8 @@ impl Backup {
         self.unit = None;
         self.pending = 0;
         self.bodies_end = None;
-        if self.log.plain_position() > self.settings.chunk_max {
+        let ends = std::mem::take(&mut self.seal_next);
+        if ends || self.log.plain_position() > self.settings.chunk_max {
             self.seal()?;
         }
         Ok(())
@@ -606,6 +609,7 @@ impl Backup {
         };
         self.index.rollback();
         self.pending = 0;
+        self.seal_next = false;
         self.bodies_end = None;
         self.in_messages = None;
         self.body = None;

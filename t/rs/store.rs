@@ -637,3 +637,25 @@ fn a_backup_at_rest_is_asked_without_a_trace() {
     std::io::Write::write_all(&mut log, b"tail").unwrap();
     assert_eq!(ask(), None);
 }
+
+#[test]
+fn a_line_with_a_literal_is_not_on_disk_before_it_is_judged() {
+    let dir = Dir::new();
+    let mut backup = dir.open();
+    let mine = send(&mut backup, b"mine", 1000);
+    backup.messages_end().unwrap();
+    let spool = mailbox(&dir, &[(1, mine, 4)], &[(1, mine, 4)]);
+    let result = backup.mailbox(&[], &spool, true, Timestamp(1000)).unwrap();
+    assert!(matches!(result, MailboxResult::Entered(_)));
+    // Killed now: what is left is nobody's.
+    let left = Dir::new();
+    fs::copy(dir.data(), left.data()).unwrap();
+    let found = left.open();
+    assert_eq!(found.index().mailboxes(true).unwrap().len(), 0);
+    assert_eq!(found.index().totals().unwrap().messages, 0);
+    backup.commit().unwrap();
+    backup.finish().unwrap();
+    let backup = dir.open();
+    assert_eq!(backup.index().mailboxes(true).unwrap().len(), 1);
+    assert_eq!(backup.index().totals().unwrap().messages, 1);
+}

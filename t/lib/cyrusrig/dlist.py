@@ -104,11 +104,13 @@ def read_value(source):
                 _skip(source)
                 value = read_value(source)
                 pairs.setdefault(key.decode(), value)
-        partition, guid, size = source.until(b"}").split()
+        # The partition is a string like any other, so it may be quoted.
+        partition = read_value(source)
+        guid, size = source.until(b"}").split()
         source.take(1)
         if source.take(1) == b"\r":
             source.take(1)
-        return File(partition.decode(), guid.decode(), source.take(int(size)))
+        return File(partition.decode(errors="replace"), guid.decode(), source.take(int(size)))
     if first == 0x7B:  # {
         source.take(1)
         return _literal(source)
