@@ -117,7 +117,7 @@ impl Held {
         Ok(&mut o.backup)
     }
 
-    /// The backup, if this session holds it.
+    /// The backup, if we hold it.
     pub fn held(&self, key: &str) -> Option<&Backup> {
         self.open
             .iter()
