@@ -113,14 +113,24 @@ impl Shared {
         let mut aside = path.as_os_str().to_owned();
         aside.push(format!(".damaged.{}", time::now_ms()));
         let aside = PathBuf::from(aside);
-        std::fs::rename(path, &aside)
-            .map_err(|e| Error::io("cannot set aside", e).at(path).for_user(key))?;
+        let fail = |e| Error::io("cannot set aside", e).at(path).for_user(key);
+        // The name is never without a file: a crash in between needs nobody.
+        std::fs::hard_link(path, &aside).map_err(fail)?;
+        let mut next = path.as_os_str().to_owned();
+        next.push(".new");
+        let next = PathBuf::from(next);
+        match std::fs::remove_file(&next) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(fail(e)),
+            _ => {}
+        }
+        drop(DataLock::acquire(&next, Wait::No, Create::New)?);
+        std::fs::rename(&next, path).map_err(fail)?;
+        sync_folder(path.parent().unwrap_or(path))?;
         log::error!(
             "IOERROR: damaged backup set aside user=<{key}> filename=<{}> now=<{}> error=<{why}>",
             path.display(),
             aside.display()
         );
-        drop(DataLock::acquire(path, Wait::No, Create::New)?);
         index::retire(&index::path_of(path))?;
         drop(lock);
         Ok(())
@@ -154,8 +164,13 @@ impl Shared {
             .map(|b| char::from(LETTERS[usize::from(*b) % LETTERS.len()]))
             .collect();
         let folder = dir.join(dir_hash(key, self.config.fulldirhash()).to_string());
-        std::fs::create_dir_all(&folder)
-            .map_err(|e| Error::io("cannot make folder", e).at(&folder))?;
+        if !folder.is_dir() {
+            std::fs::create_dir_all(&folder)
+                .map_err(|e| Error::io("cannot make folder", e).at(&folder))?;
+            // A folder is real once the one it is in is synced, and that one likewise.
+            sync_folder(dir)?;
+            sync_folder(dir.parent().unwrap_or(dir))?;
+        }
         let path = folder.join(format!("{}_{suffix}", file_stem(key)));
         drop(DataLock::acquire(&path, Wait::No, Create::New)?);
         log::info!(
@@ -165,4 +180,11 @@ impl Shared {
         );
         Ok(path)
     }
+}
+
+/// Makes the names in a folder durable.
+fn sync_folder(folder: &Path) -> Result<()> {
+    std::fs::File::open(folder)
+        .and_then(|f| f.sync_all())
+        .map_err(|e| Error::io("cannot sync folder", e).at(folder))
 }

@@ -299,6 +299,10 @@ fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64, kept: bool) -> Result
             ));
         }
         None => {
+            // The first unit of a new backup, torn; or one in which nothing reads any more.
+            if entered.broken && !kept {
+                keep_copy(path)?;
+            }
             file.set_len(0).map_err(|e| Error::io("cannot cut", e))?;
             0
         }

@@ -40,6 +40,8 @@ pub struct Entered {
     pub stamp: i64,
     /// The greatest printed stamp of all that was read.
     pub seen: i64,
+    /// Something was wrong that tearing does not explain.
+    pub broken: bool,
     /// Findings: file offset and what was wrong there.
     pub damage: Vec<(u64, String)>,
     /// Bodies that do not match their GUID, with the file offset of their member. Not entered.
@@ -184,12 +186,14 @@ fn member(
             }
             Err(e) => {
                 out.damage.push((offset, e.to_string()));
+                out.broken |= !matches!(parser.into_inner().end(), Ok(MemberEnd::Torn));
                 return Ok(None);
             }
         }
     }
     if let Err(e) = parser.body(skip, &mut |_| Ok::<(), ParseError>(())) {
         out.damage.push((offset, e.to_string()));
+        out.broken |= !matches!(parser.into_inner().end(), Ok(MemberEnd::Torn));
         return Ok(None);
     }
     loop {
@@ -290,6 +294,7 @@ fn member(
             Ok(Some(compressed_len))
         }
         other => {
+            out.broken |= !matches!(other, Ok(MemberEnd::Torn));
             let why = broken.unwrap_or_else(|| match other {
                 Ok(MemberEnd::Torn) => "ends in the middle of a member".into(),
                 Ok(MemberEnd::Damaged(why)) => format!("damaged member: {why}"),

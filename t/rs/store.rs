@@ -659,3 +659,25 @@ fn a_line_with_a_literal_is_not_on_disk_before_it_is_judged() {
     assert_eq!(backup.index().mailboxes(true).unwrap().len(), 1);
     assert_eq!(backup.index().totals().unwrap().messages, 1);
 }
+
+#[test]
+fn a_log_in_which_nothing_reads_is_kept_beside() {
+    let dir = Dir::new();
+    let mut all = Vec::new();
+    let mut backup = dir.open();
+    deliver(&dir, &mut backup, &mut all, 20, 1000);
+    backup.finish().unwrap();
+    let mut bytes = fs::read(dir.data()).unwrap();
+    bytes[12..40].fill(0xff);
+    fs::write(dir.data(), &bytes).unwrap();
+    index::remove(&index::path_of(&dir.data())).unwrap();
+    let backup = dir.open();
+    assert_eq!(backup.index().totals().unwrap().messages, 0);
+    let copies: Vec<PathBuf> = fs::read_dir(&dir.0)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.to_string_lossy().contains(".damaged."))
+        .collect();
+    assert_eq!(copies.len(), 1);
+    assert_eq!(fs::read(&copies[0]).unwrap(), bytes);
+}
