@@ -6,6 +6,7 @@ pub mod cmd;
 pub mod cyrus;
 pub mod error;
 pub mod proto;
+pub mod restore;
 pub mod server;
 pub mod store;
 pub mod sys;

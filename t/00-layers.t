@@ -10,7 +10,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib
 from cyrusrig import *
 from cyrusrig.sandbox import TOP
 
-ROOMS = ("util", "sys", "cyrus", "proto", "store", "server", "cmd")
+ROOMS = ("util", "sys", "cyrus", "proto", "store", "client", "restore", "server", "cmd")
 
 # Room -> rooms it may import besides itself; `error` is everybody's.
 MAY_IMPORT = {
@@ -19,8 +19,10 @@ MAY_IMPORT = {
     "cyrus": {"util", "sys"},
     "proto": {"cyrus", "util"},
     "store": {"cyrus", "util", "sys"},
+    "client": {"util", "sys", "cyrus", "proto"},
+    "restore": {"util", "sys", "cyrus", "proto", "store", "client"},
     "server": {"util", "sys", "cyrus", "proto", "store"},
-    "cmd": {"util", "sys", "cyrus", "proto", "store"},
+    "cmd": {"util", "sys", "cyrus", "proto", "store", "client", "restore"},
     "error": set(),
     "main": set(ROOMS),
     "lib": set(ROOMS),
@@ -48,6 +50,8 @@ MUST_NOT = {
     "cyrus": (SQL, GZIP, STDOUT, ARGV),
     "proto": (SQL, GZIP, FILES, SOCKETS, STDOUT, ARGV),
     "store": (SOCKETS, STDOUT, ARGV),
+    "client": (SQL, GZIP, STDOUT, ARGV),
+    "restore": (SQL, GZIP, SOCKETS, ARGV),
     "server": (SQL, GZIP, r"\bprintln!|\bprint!|\bio::stdout\b"),
     "cmd": (SQL, GZIP),
 }

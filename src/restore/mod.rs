@@ -1,0 +1,109 @@
+//! Bringing mail back: what is to be restored, told once, for every way out.
+//!
+//! A [`Plan`] is chosen from a backup (`restore::choose`) and handed to a [`Destination`]: a Cyrus
+//! server over the replication protocol, an IMAP server, or files. A destination is told one folder
+//! after the other, then what belongs to the user; it never overwrites, skips what is there already
+//! (by GUID where it can tell), and says for each folder what it did. Nothing here is kept in
+//! memory that grows with the size of messages.
+
+use crate::cyrus::dlist::Value;
+use crate::cyrus::guid::Guid;
+use crate::cyrus::sync::{MailboxHead, Record};
+use crate::error::Result;
+
+/// One message, as the backup has it, to be alive at the destination.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// UID, modseq, flags, internal date, size, GUID, annotations. `\Expunged` is not among the flags.
+    pub record: Record,
+}
+
+/// One mailbox with what is wanted of it.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    /// Its internal name in the backup, without what deletion added to it.
+    pub from: String,
+    /// Its internal name at the destination.
+    pub to: String,
+    /// All that is known of the mailbox itself: ACL, options, special use, annotations, UIDVALIDITY.
+    pub head: MailboxHead,
+    /// Messages by UID.
+    pub items: Vec<Item>,
+    /// The same as above, but only flags are wanted: messages that are not there are not brought.
+    pub flags_only: bool,
+    /// UIDs, UIDVALIDITY and UNIQUEID are wanted as they were, where the destination can.
+    pub keep_uids: bool,
+    /// Where the mailbox shall lie, if it is made.
+    pub partition: Option<String>,
+}
+
+/// A sieve script.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// File name as the server told it, `NAME.script`.
+    pub filename: String,
+    /// Seconds.
+    pub last_update: u64,
+    /// Its text.
+    pub content: Vec<u8>,
+}
+
+/// What is brought back for one user.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Who gets it.
+    pub userid: String,
+    /// Mailboxes, parents before children.
+    pub folders: Vec<Folder>,
+    /// Internal names at the destination.
+    pub subscriptions: Vec<String>,
+    /// Seen states of other people's mailboxes: UNIQUEID and the SEEN keys as received.
+    pub seen: Vec<(String, Value)>,
+    /// Scripts.
+    pub scripts: Vec<Script>,
+    /// The active script's bytecode name, `NAME.bc`.
+    pub active_script: Option<String>,
+    /// Limits: root at the destination, and the QUOTA keys as received.
+    pub quotas: Vec<(String, Value)>,
+}
+
+/// Reads bodies; a plan names them by GUID.
+pub trait Bodies {
+    /// Streams a body's bytes into `sink`. `Damaged` if what was streamed is not what its GUID says.
+    fn body(&mut self, guid: Guid, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
+}
+
+/// What became of one folder.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Whether the folder was made.
+    pub made: bool,
+    /// Messages brought.
+    pub brought: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Messages that were there already.
+    pub there: u64,
+    /// Messages whose flags were changed.
+    pub flagged: u64,
+    /// What was not brought, and why: UID (0: the folder itself) and reason.
+    pub failed: Vec<(u32, String)>,
+}
+
+/// A way out. An error ends the run (the destination is gone, no space); what concerns one message
+/// or folder is told in [`Done::failed`] and the run goes on.
+pub trait Destination {
+    /// What it is, for people: `imap://host`, `maildir:DIR`.
+    fn name(&self) -> String;
+
+    /// Brings one folder's messages. With `dry_run` nothing is changed, and what would be done is
+    /// returned as far as it can be known.
+    fn folder(&mut self, folder: &Folder, bodies: &mut dyn Bodies, dry_run: bool) -> Result<Done>;
+
+    /// Brings subscriptions, seen states, scripts and quota. Returns what could not be brought and
+    /// why, one line each; a destination that has no such thing says so once for each kind.
+    fn user(&mut self, plan: &Plan, dry_run: bool) -> Result<Vec<String>>;
+
+    /// Ends in order: everything is durable as far as the destination can say so.
+    fn finish(&mut self) -> Result<()>;
+}
