@@ -3,6 +3,7 @@
 
 use super::Config;
 use super::options::Opt;
+use super::retention::Retention;
 use crate::cyrus::mboxname::{Namespace, VirtDomains};
 use crate::cyrus::partition::{Mode, Select};
 use crate::cyrus::syslog::Facility;
@@ -50,6 +51,7 @@ pub(super) fn check(config: &mut Config) -> Result<()> {
     {
         return fail("defaultpartition holds other than letters and digits".into());
     }
+    retention(config)?;
     let mut warnings = Vec::new();
     if let Some(group) = config.admins().iter().find(|id| id.starts_with("group:")) {
         warnings.push(format!("admins: {group} is ignored: name each id"));
@@ -71,6 +73,12 @@ pub(super) fn check(config: &mut Config) -> Result<()> {
     }
     config.warnings.append(&mut warnings);
     Ok(())
+}
+
+fn retention(config: &Config) -> Result<Retention> {
+    let general = config.backup_retention().map(|d| d.as_secs() as i64);
+    let rules = config.text(Opt::BackupRetentionFor).unwrap_or_default();
+    Retention::parse(general, rules)
 }
 
 fn parse_umask(config: &Config) -> Option<u32> {
@@ -141,6 +149,23 @@ impl Config {
     /// How long what was deleted is kept; `None` is for ever.
     pub fn backup_retention(&self) -> Option<Duration> {
         Some(self.duration(Opt::BackupRetention)).filter(|d| !d.is_zero())
+    }
+
+    /// The same for each user and mailbox.
+    pub fn retention(&self) -> Retention {
+        // Checked when the configuration was read.
+        retention(self).unwrap_or_default()
+    }
+
+    /// The share of a backup's messages, in percent, that no compaction drops at once unless
+    /// forced; 0 is no limit.
+    pub fn backup_compact_brake(&self) -> u32 {
+        self.count(Opt::BackupCompactBrake) as u32
+    }
+
+    /// How long a deleted backup can be brought back.
+    pub fn backup_delete_grace(&self) -> Duration {
+        self.duration(Opt::BackupDeleteGrace)
     }
 
     /// What to do when a user appears under another name.

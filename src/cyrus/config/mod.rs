@@ -14,6 +14,7 @@ pub use access::Rename;
 mod load;
 pub mod options;
 pub mod parse;
+pub mod retention;
 
 use crate::error::Result;
 use load::Loader;

@@ -174,6 +174,9 @@ options! {
     BackupChunkMax "backup_chunk_max" Type::Size(b'K', 64 << 10), Some("8M");
     BackupStagingMax "backup_staging_max" Type::Size(b'K', 0), Some("16G");
     BackupIndexPath "backup_index_path" TEXT, None;
+    BackupRetentionFor "backup_retention_for" TEXT, None;
+    BackupCompactBrake "backup_compact_brake" Type::Int(0, 100), Some("50");
+    BackupDeleteGrace "backup_delete_grace" Type::Duration(b'd'), Some("30d");
     BackupRename "backup_rename" Type::Word(&["reject", "follow"]), Some("follow");
 }
 

@@ -1,0 +1,271 @@
+//! How long what was deleted is kept: `backup_retention`, and for whom it is otherwise:
+//!
+//! ```text
+//! backup_retention: 30d
+//! backup_retention_for: @example.com=90d, anna=365d, *:Trash=3d, anna:Projects/*=forever
+//! ```
+//!
+//! A rule is `WHO[:FOLDER]=TIME`. WHO is a userid, `@domain` or `*` (everybody); FOLDER a pattern
+//! for the mailbox below the user as an administrator sees it (`INBOX` for the INBOX itself), in
+//! which `*` stands for anything and `?` for one character, without regard to case. Rules are
+//! separated by commas (write `?` for one in a name). The most exact rule wins: a user before a
+//! domain before everybody, and within these one with a folder before one without; the first of
+//! equals. TIME is a duration as elsewhere, a bare number days; `forever` never expires.
+#![forbid(unsafe_code)]
+
+use super::parse;
+use crate::cyrus::mboxname::MboxName;
+use crate::error::{Error, Kind, Result};
+
+/// Seconds; `None` is for ever.
+type Time = Option<i64>;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Who {
+    User(String),
+    Domain(String),
+    All,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Rule {
+    who: Who,
+    folder: Option<String>,
+    time: Time,
+}
+
+/// The rules of one configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Retention {
+    general: Time,
+    rules: Vec<Rule>,
+}
+
+/// What applies to one user or shared tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserRetention {
+    /// For folders without a rule.
+    general: Time,
+    /// Pattern and time, the first that fits decides.
+    folders: Vec<(String, Time)>,
+}
+
+impl Retention {
+    /// Reads the rules; `general` is for all that have none, in seconds. `Kind::Config` names the
+    /// rule that is wrong.
+    pub fn parse(general: Option<i64>, text: &str) -> Result<Retention> {
+        let mut rules = Vec::new();
+        for text in text.split(',').map(str::trim).filter(|t| !t.is_empty()) {
+            let rule = rule(text).ok_or_else(|| {
+                let why = "not WHO[:FOLDER]=TIME with a time like 30d or forever: \
+                           backup_retention_for";
+                Error::new(Kind::Config, format!("{why}: {text:?}"))
+            })?;
+            rules.push(rule);
+        }
+        Ok(Retention { general, rules })
+    }
+
+    /// What applies to a user, or to a shared tree (`None`) of a domain.
+    pub fn of(&self, userid: Option<&str>, domain: Option<&str>) -> UserRetention {
+        let rank = |who: &Who| match who {
+            Who::User(id) => (Some(id.as_str()) == userid).then_some(0),
+            Who::Domain(name) => (Some(name.as_str()) == domain).then_some(1),
+            Who::All => Some(2),
+        };
+        let mut mine: Vec<(i32, &Rule)> = self
+            .rules
+            .iter()
+            .filter_map(|rule| Some((rank(&rule.who)?, rule)))
+            .collect();
+        mine.sort_by_key(|(rank, rule)| (*rank, rule.folder.is_none()));
+        let mut folders = Vec::new();
+        let mut general = self.general;
+        for (_, rule) in mine {
+            match &rule.folder {
+                Some(pattern) => folders.push((pattern.clone(), rule.time)),
+                None => {
+                    // What is less exact than this has no more to say.
+                    general = rule.time;
+                    break;
+                }
+            }
+        }
+        UserRetention { general, folders }
+    }
+}
+
+impl UserRetention {
+    /// The same time for all folders.
+    pub fn always(time: Option<i64>) -> UserRetention {
+        UserRetention {
+            general: time,
+            folders: Vec::new(),
+        }
+    }
+
+    /// How long what is deleted from a mailbox is kept, in seconds; `None` is for ever.
+    pub fn mailbox(&self, name: &MboxName) -> Option<i64> {
+        if self.folders.is_empty() {
+            return self.general;
+        }
+        let path = match name.folders() {
+            [] => "INBOX".to_owned(),
+            parts => parts.join("/"),
+        };
+        let rule = self
+            .folders
+            .iter()
+            .find(|(pattern, _)| matches(pattern.as_bytes(), path.as_bytes()));
+        rule.map_or(self.general, |(_, time)| *time)
+    }
+
+    /// How long what belongs to no mailbox is kept.
+    pub fn general(&self) -> Option<i64> {
+        self.general
+    }
+
+    /// The longest of all, for which history stays exact.
+    pub fn longest(&self) -> Option<i64> {
+        let times = self.folders.iter().map(|(_, time)| *time);
+        times.fold(self.general, |a, b| Some(a?.max(b?)))
+    }
+}
+
+fn rule(text: &str) -> Option<Rule> {
+    let (what, time) = text.rsplit_once('=')?;
+    let (who, folder) = match what.trim().split_once(':') {
+        Some((who, folder)) => (who.trim(), Some(folder.trim())),
+        None => (what.trim(), None),
+    };
+    let who = match who {
+        "" | "@" => return None,
+        "*" => Who::All,
+        id => match id.strip_prefix('@') {
+            Some(domain) => Who::Domain(domain.to_owned()),
+            None => Who::User(id.to_owned()),
+        },
+    };
+    let time = match time.trim() {
+        "forever" => None,
+        time => Some(parse::duration(time, b'd').filter(|t| *t > 0)?),
+    };
+    let folder = match folder {
+        Some("") => return None,
+        folder => folder.map(str::to_owned),
+    };
+    Some(Rule { who, folder, time })
+}
+
+/// Whether a name fits a pattern with `*` and `?`; letters in either case.
+fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    let (mut p, mut n) = (0, 0);
+    // Where to go back to: behind the last star, and the name from where it stands for less.
+    let mut star: Option<(usize, usize)> = None;
+    while n < name.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                p += 1;
+                star = Some((p, n));
+            }
+            Some(&c) if c == b'?' || c.eq_ignore_ascii_case(&name[n]) => {
+                p += 1;
+                n += 1;
+            }
+            _ => match &mut star {
+                Some((behind, from)) => {
+                    *from += 1;
+                    (p, n) = (*behind, *from);
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|c| *c == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cyrus::mboxname::Namespace;
+
+    const DAY: i64 = 86_400;
+
+    fn days(rules: &str, userid: &str, mailbox: &str) -> Option<i64> {
+        let all = Retention::parse(Some(7 * DAY), rules).unwrap();
+        let ns = Namespace::default();
+        let name = MboxName::parse(mailbox, &ns).unwrap();
+        let domain = userid.split_once('@').map(|(_, d)| d);
+        Some(all.of(Some(userid), domain).mailbox(&name)? / DAY)
+    }
+
+    #[test]
+    fn the_most_exact_rule_wins() {
+        let rules = "*:Trash=1d, @ex.org=90d,anna@ex.org=30, anna@ex.org:Proj*=forever, *:Junk=2d";
+        assert_eq!(days("", "bob", "user.bob"), Some(7));
+        assert_eq!(days(rules, "bob", "user.bob"), Some(7));
+        assert_eq!(days(rules, "bob", "user.bob.trash"), Some(1));
+        assert_eq!(days(rules, "bob", "user.bob.Trash.Old"), Some(7));
+        assert_eq!(days(rules, "eve@ex.org", "user.eve"), Some(90));
+        assert_eq!(days(rules, "anna@ex.org", "user.anna"), Some(30));
+        assert_eq!(days(rules, "anna@ex.org", "user.anna.Projects.A"), None);
+        // A rule for the whole domain or user is more exact than one for everybody's folder.
+        assert_eq!(days(rules, "eve@ex.org", "user.eve.Trash"), Some(90));
+        assert_eq!(days("*:INBOX=2d", "bob", "user.bob"), Some(2));
+        assert_eq!(days("*=3d", "bob", "user.bob"), Some(3));
+        let deleted = "DELETED.user.bob.Trash.5F000000";
+        assert_eq!(days(rules, "bob", deleted), Some(1));
+    }
+
+    #[test]
+    fn the_longest_counts_for_history() {
+        let of = |rules| {
+            let all = Retention::parse(Some(DAY), rules).unwrap();
+            all.of(Some("anna"), None).longest()
+        };
+        assert_eq!(of("*:Trash=1h"), Some(DAY));
+        assert_eq!(of("*:Trash=2d"), Some(2 * DAY));
+        assert_eq!(of("bob=9d"), Some(DAY));
+        assert_eq!(of("anna:A=forever"), None);
+        assert_eq!(
+            Retention::parse(None, "").unwrap().of(None, None).longest(),
+            None
+        );
+    }
+
+    #[test]
+    fn bad_rules_are_named() {
+        for bad in [
+            "anna", "anna=", "=3d", "anna=x", "anna=0", "anna=-1d", "@=1d", "a:=1d",
+        ] {
+            let e = Retention::parse(None, &format!("bob=1d, {bad}")).unwrap_err();
+            assert_eq!(e.kind(), Kind::Config);
+            assert!(e.to_string().contains(&format!("{bad:?}")), "{e}");
+        }
+    }
+
+    #[test]
+    fn patterns() {
+        for (pattern, name, fits) in [
+            ("Trash", "TRASH", true),
+            ("Trash*", "Trash/a/b", true),
+            ("*/Trash", "a/b/Trash", true),
+            ("*/Trash", "Trash", false),
+            ("A?C*D*", "AbCxxDxD", true),
+            ("A?C*D", "AbCxxDx", false),
+            ("*", "", true),
+            ("", "a", false),
+            (
+                "a*a*a*a*a*a*a*a*b",
+                "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+                false,
+            ),
+        ] {
+            assert_eq!(
+                matches(pattern.as_bytes(), name.as_bytes()),
+                fits,
+                "{pattern} {name}"
+            );
+        }
+    }
+}
