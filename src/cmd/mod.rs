@@ -16,6 +16,7 @@ pub mod heal;
 pub mod list;
 pub mod mailboxes;
 pub mod messages;
+pub mod old;
 pub mod output;
 pub mod parallel;
 pub mod passwd;
@@ -341,9 +342,15 @@ fn parse(args: &[OsString]) -> Result<Invocation> {
     let mut globals = Globals::default();
     match program.and_then(|p| p.to_str()) {
         Some("backupd") => return command("serve", args, globals),
-        Some(old @ ("ctl_backups" | "restore")) => {
-            let why = format!("the old form of {old} is not yet understood: use {IDENT}");
-            return Err(usage(why));
+        Some("ctl_backups") => {
+            let words = old::ctl_backups(args)?;
+            let (name, rest) = words.split_first().ok_or_else(|| usage("no command"))?;
+            return command(&name.to_string_lossy(), rest, globals);
+        }
+        Some("restore") => {
+            return Err(usage(format!(
+                "the old form of restore is not understood: use {IDENT}"
+            )));
         }
         _ => {}
     }
@@ -515,11 +522,10 @@ mod tests {
         let (name, globals) = runs(&["/usr/lib/cyrus/bin/backupd", "-C", "/x", "-U", "5"]);
         assert_eq!(name, "serve");
         assert_eq!(globals.config.as_deref(), Some(Path::new("/x")));
-        for old in ["ctl_backups", "/x/restore"] {
-            let e = parsed(&[old, "list"]).err().unwrap();
-            assert_eq!(e.kind(), Kind::Usage);
-            assert!(e.to_string().contains("not yet"));
-        }
+        let (name, globals) = runs(&["/x/ctl_backups", "-v", "-C", "/y", "list", "-t", "5"]);
+        assert_eq!((name, globals.verbose), ("list", 1));
+        let e = parsed(&["/x/restore", "list"]).err().unwrap();
+        assert_eq!(e.kind(), Kind::Usage);
     }
 
     #[test]

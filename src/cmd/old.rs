@@ -1,0 +1,154 @@
+//! The command lines of the old tools, said anew: what an administrator's scripts call
+//! `ctl_backups` keeps working when that name leads to this program. Options, long forms and modes
+//! are those of the 3.0 to 3.10 tools; output and exit status are ours.
+#![forbid(unsafe_code)]
+
+use super::args::usage;
+use crate::error::Result;
+use getopts::{Matches, Options, ParsingStyle};
+use std::ffi::OsString;
+
+/// Commands of `ctl_backups`, and whether ours has the old `-w`.
+const CTL: &[(&str, bool)] = &[
+    ("compact", true),
+    ("list", false),
+    ("lock", true),
+    ("reindex", true),
+    ("stat", false),
+    ("verify", false),
+];
+
+fn modes(o: &mut Options) {
+    o.optflag("A", "all", "");
+    o.optflag("D", "domains", "");
+    o.optflag("P", "prefixes", "");
+    o.optflag("f", "filenames", "");
+    o.optflag("m", "mailboxes", "");
+    o.optflag("u", "userids", "");
+}
+
+/// The arguments of `ctl_backups` (without the program's name) as arguments of ours. `Kind::Usage`
+/// for what the old tool did not know.
+pub fn ctl_backups(args: &[OsString]) -> Result<Vec<OsString>> {
+    let mut o = Options::new();
+    o.parsing_style(ParsingStyle::FloatingFrees);
+    modes(&mut o);
+    o.optopt("C", "", "", "FILE");
+    for (short, long) in [
+        ("F", "force"),
+        ("S", "stop-on-error"),
+        ("V", "no-verify"),
+        ("j", "json"),
+        ("w", "wait-for-locks"),
+        ("c", "create"),
+        ("p", "pause"),
+        ("s", "sqlite3"),
+    ] {
+        o.optflag(short, long, "");
+    }
+    o.optflagmulti("v", "verbose", "");
+    o.optflagopt("t", "stale", "", "HOURS");
+    o.optopt("x", "execute", "", "COMMAND");
+    let m = o.parse(args).map_err(|e| usage(e.to_string()))?;
+    let Some((name, names)) = m.free.split_first() else {
+        return Err(usage("no command"));
+    };
+    let Some((name, waits)) = CTL.iter().find(|(n, _)| n == name) else {
+        return Err(usage(format!("unknown command {name}")));
+    };
+    let mut out = Words::new(name);
+    out.globals(&m);
+    out.flag(m.opt_present("j"), "-j");
+    out.flag(m.opt_present("w") && *waits, "-w");
+    out.flag(m.opt_present("F") && *name == "compact", "--force");
+    if *name == "list" && m.opt_present("t") {
+        let hours = m.opt_str("t").unwrap_or_else(|| "24".into());
+        out.option("--stale", &hours);
+    }
+    if *name == "lock" {
+        for letter in ["c", "p", "s"] {
+            out.flag(m.opt_present(letter), &format!("-{letter}"));
+        }
+        if let Some(command) = m.opt_str("x") {
+            out.option("-x", &command);
+        }
+    }
+    for mode in ["A", "D", "P", "f", "m", "u"] {
+        out.flag(m.opt_present(mode), &format!("-{mode}"));
+    }
+    Ok(out.end(names))
+}
+
+/// A command line as it grows.
+struct Words(Vec<OsString>);
+
+impl Words {
+    fn new(command: &str) -> Words {
+        Words(vec![command.into()])
+    }
+
+    fn globals(&mut self, m: &Matches) {
+        if let Some(file) = m.opt_str("C") {
+            self.option("-C", &file);
+        }
+        for _ in 0..m.opt_count("v") {
+            self.0.push("-v".into());
+        }
+    }
+
+    fn flag(&mut self, is_set: bool, word: &str) {
+        if is_set {
+            self.0.push(word.into());
+        }
+    }
+
+    fn option(&mut self, name: &str, value: &str) {
+        self.0.push(name.into());
+        self.0.push(value.into());
+    }
+
+    fn end(mut self, names: &[String]) -> Vec<OsString> {
+        self.0.push("--".into());
+        self.0.extend(names.iter().map(OsString::from));
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ctl(text: &str) -> String {
+        let words: Vec<OsString> = text.split(' ').map(OsString::from).collect();
+        let out = ctl_backups(&words).unwrap();
+        let out: Vec<&str> = out.iter().map(|w| w.to_str().unwrap()).collect();
+        out.join(" ")
+    }
+
+    #[test]
+    fn ctl_backups_is_said_anew() {
+        for (old, new) in [
+            ("list", "list --"),
+            ("-C /x -vv list -t 5", "list -C /x -v -v --stale 5 --"),
+            ("list -t", "list --stale 24 --"),
+            ("-j stat -A", "stat -j -A --"),
+            ("-F -w compact -m user.a", "compact -w --force -m -- user.a"),
+            ("-S -V -w verify -f /b/x", "verify -f -- /b/x"),
+            ("reindex -w a b", "reindex -w -- a b"),
+            ("lock -p -u anna", "lock -p -u -- anna"),
+            ("lock -c -s anna", "lock -c -s -- anna"),
+            ("lock -x true anna", "lock -x true -- anna"),
+            ("compact --all --force", "compact --force -A --"),
+        ] {
+            assert_eq!(ctl(old), new, "{old}");
+        }
+    }
+
+    #[test]
+    fn what_it_never_knew_is_refused() {
+        for text in ["", "delete anna", "list -z", "-C"] {
+            let words: Vec<OsString> = text.split(' ').map(OsString::from).collect();
+            assert!(ctl_backups(&words).is_err(), "{text}");
+        }
+    }
+}
