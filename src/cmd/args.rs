@@ -1,8 +1,11 @@
 //! What the commands' options have in common, and the global options.
 //!
-//! Everything here is pure: words in, values or `Kind::Usage` out.
+//! Words in, values or `Kind::Usage` out; only a time asks the clock.
 
 use crate::error::{Error, Kind, Result};
+use crate::sys::clock;
+use crate::util::time::{Timestamp, now};
+use crate::util::when::{self, Day};
 use getopts::{Matches, Options};
 use std::path::PathBuf;
 
@@ -46,6 +49,20 @@ pub fn quiet_and_help(o: &mut Options) {
 /// Adds `-j`.
 pub fn json(o: &mut Options) {
     o.optflagmulti("j", "", "print JSON");
+}
+
+/// Adds `--at`.
+pub fn at(o: &mut Options) {
+    o.optopt("", "at", "as it was at that time", "TIME");
+}
+
+/// The time an option gives; of a day the beginning or the end.
+pub fn time(m: &Matches, name: &str, day: Day) -> Result<Option<Timestamp>> {
+    let zone = |t: Timestamp| clock::ahead(t.0);
+    let parse = |text: String| {
+        when::parse(&text, now(), &zone, day).map_err(|why| usage(format!("--{name}: {why}")))
+    };
+    m.opt_str(name).map(parse).transpose()
 }
 
 /// An error in the command line.

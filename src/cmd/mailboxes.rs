@@ -8,6 +8,8 @@ use crate::cyrus::dlist::Value as Dlist;
 use crate::cyrus::mboxname::{from_admin, inbox_of};
 use crate::error::{Error, Kind, Result};
 use crate::store::index::{Index, MailboxRow};
+use crate::util::time::Timestamp;
+use crate::util::when::Day;
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -18,6 +20,7 @@ pub struct Args {
     select: Select,
     json: bool,
     deleted: bool,
+    at: Option<Timestamp>,
 }
 
 /// The options.
@@ -25,6 +28,7 @@ pub fn options() -> Options {
     let mut o = args::common();
     select::options(&mut o);
     args::json(&mut o);
+    args::at(&mut o);
     o.optflag("", "deleted", "also those that were deleted");
     o
 }
@@ -43,6 +47,7 @@ impl Args {
             select,
             json: m.opt_present("j"),
             deleted: m.opt_present("deleted"),
+            at: args::time(m, "at", Day::Begins)?,
         })
     }
 }
@@ -90,7 +95,7 @@ pub(super) fn named(
     with_deleted: bool,
     c: &Context,
 ) -> Result<Vec<MailboxRow>> {
-    let index = view.reader.index();
+    let index = view.index();
     let of_name = |internal: &str| -> Result<Vec<MailboxRow>> {
         if with_deleted {
             let mut rows = index.mailboxes(true)?;
@@ -127,18 +132,17 @@ pub(super) fn named(
 }
 
 fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
-    let view = c.open_one(&args.select)?;
-    let index = view.reader.index();
+    let view = c.open_one_at(&args.select, args.at)?;
+    let index = view.index();
     let rows = index.mailboxes(args.deleted)?;
     let marks = marks(index)?;
     if args.json {
-        let userid = view.key.as_str().into();
-        out.document(&[("userid", userid)], |d| {
+        out.document(&view.fields(), |d| {
             d.list("mailboxes")?;
             rows.iter()
                 .try_for_each(|row| d.row(&mailbox_json(row, &marks, c)))
         })?;
-        return Ok(Outcome::Well);
+        return Ok(c.outcome());
     }
     out.line(format_args!(
         "{:>8} {:>8} {:>10} {:<20} MAILBOX",
@@ -159,7 +163,7 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
             plain(&c.admin_name(&row.mboxname))
         ))?;
     }
-    Ok(Outcome::Well)
+    Ok(c.outcome())
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ use super::{Context, Job, Outcome, View};
 use crate::cyrus::dlist::Value as Dlist;
 use crate::error::Result;
 use crate::store::index::{MailboxRow, RecordRow};
+use crate::util::time::Timestamp;
+use crate::util::when::Day;
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -22,6 +24,7 @@ pub struct Args {
     mailboxes: Vec<String>,
     json: bool,
     deleted: bool,
+    at: Option<Timestamp>,
 }
 
 /// The options.
@@ -29,6 +32,7 @@ pub fn options() -> Options {
     let mut o = args::common();
     select::options(&mut o);
     args::json(&mut o);
+    args::at(&mut o);
     let help = "also what was expunged, and mailboxes that were deleted";
     o.optflag("", "deleted", help);
     o
@@ -48,6 +52,7 @@ impl Args {
             mailboxes,
             json: m.opt_present("j"),
             deleted: m.opt_present("deleted"),
+            at: args::time(m, "at", Day::Begins)?,
         })
     }
 }
@@ -118,7 +123,7 @@ pub(super) fn record_head() -> String {
 impl Args {
     fn mailboxes(&self, view: &View, c: &Context) -> Result<Vec<MailboxRow>> {
         if self.mailboxes.is_empty() {
-            return view.reader.index().mailboxes(self.deleted);
+            return view.index().mailboxes(self.deleted);
         }
         let mut seen = HashSet::new();
         let mut rows = Vec::new();
@@ -131,20 +136,18 @@ impl Args {
 }
 
 fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
-    let view = c.open_one(&args.select)?;
+    let view = c.open_one_at(&args.select, args.at)?;
     let mailboxes = args.mailboxes(&view, c)?;
     let each = |row: &mut dyn FnMut(&MailboxRow, &str, RecordRow) -> Result<()>| {
         mailboxes.iter().try_for_each(|m| {
             let adminname = c.admin_name(&m.mboxname);
             let epoch = (!args.deleted).then_some(m.epoch);
-            view.reader
-                .index()
+            view.index()
                 .records(m.id, epoch, args.deleted, &mut |r| row(m, &adminname, r))
         })
     };
     if args.json {
-        let userid = view.key.as_str().into();
-        out.document(&[("userid", userid)], |d: &mut Document<'_>| {
+        out.document(&view.fields(), |d: &mut Document<'_>| {
             d.list("messages")?;
             each(&mut |m, adminname, r| d.row(&record_json(m, adminname, &r)))
         })?;
@@ -152,7 +155,7 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         out.line(format_args!("{}", record_head()))?;
         each(&mut |_, adminname, r| out.line(format_args!("{}", record_line(adminname, &r))))?;
     }
-    Ok(Outcome::Well)
+    Ok(c.outcome())
 }
 
 #[cfg(test)]

@@ -33,9 +33,12 @@ use crate::cyrus::mboxname::{MboxName, Namespace};
 use crate::error::{Error, Kind, Result};
 use crate::store::backup::Settings;
 use crate::store::catalog::Catalog;
+use crate::store::index::Index;
+use crate::store::past::{self, Past};
 use crate::store::proven::Proven;
 use crate::store::reader::{Reader, Stale};
 use crate::sys::identity::{self, Became};
+use crate::util::time::Timestamp;
 use args::{Globals, usage};
 use getopts::{Matches, Options, ParsingStyle};
 use log::{Level, LevelFilter};
@@ -224,7 +227,44 @@ impl Context {
                 .meta_text("key")?
                 .unwrap_or_else(|| chosen.name()),
         };
-        Ok(View { reader, key })
+        Ok(View {
+            reader,
+            key,
+            at: None,
+            past: None,
+        })
+    }
+
+    /// Finds and opens the one backup a command is about, as it was at a time. What of its past
+    /// does not read is complained about.
+    pub fn open_one_at(&self, select: &Select, time: Option<Timestamp>) -> Result<View> {
+        let chosen = select.find_one(&self.catalog(), &self.namespace)?;
+        self.open_at(&chosen, time)
+    }
+
+    /// Opens a backup as it was at a time, or as it is.
+    pub fn open_at(&self, chosen: &Chosen, time: Option<Timestamp>) -> Result<View> {
+        let mut tries = 0;
+        loop {
+            let mut view = self.open(chosen, self.repair())?;
+            let Some(time) = time else {
+                return Ok(view);
+            };
+            match past::at(&view.reader, time, &self.config.backup_staging_path()) {
+                // Compaction has put another log in its place.
+                Err(e) if e.kind() == Kind::NeedsReindex && tries < 3 => tries += 1,
+                Err(e) => return Err(e),
+                Ok(past) => {
+                    for (offset, what) in past.iter().flat_map(Past::damage) {
+                        let what = format!("history is not whole: file offset {offset}: {what}");
+                        self.complain(&view.key, &Error::new(Kind::Damaged, what));
+                    }
+                    view.at = Some(time);
+                    view.past = past;
+                    return Ok(view);
+                }
+            }
+        }
     }
 
     /// The name of a mailbox as an administrator sees it.
@@ -253,6 +293,27 @@ pub struct View {
     pub reader: Reader,
     /// Whose it is.
     pub key: String,
+    /// The time that was asked for.
+    pub at: Option<Timestamp>,
+    /// Its state then; `None` for the present one.
+    pub past: Option<Past>,
+}
+
+impl View {
+    /// What to ask: the state that was asked for.
+    pub fn index(&self) -> &Index {
+        match &self.past {
+            Some(past) => past.index(),
+            None => self.reader.index(),
+        }
+    }
+
+    /// What a JSON document about it begins with.
+    pub fn fields(&self) -> Vec<(&'static str, serde_json::Value)> {
+        let mut fields = vec![("userid", self.key.as_str().into())];
+        fields.extend(self.at.map(|t| ("at", t.0.into())));
+        fields
+    }
 }
 
 /// The admin form of an internal name; one that cannot be parsed stays as it is.

@@ -16,6 +16,8 @@ use crate::cyrus::dlist::{Form, Value as Dlist, print_to_vec};
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
 use crate::store::index::{MailboxRow, MessageRow, RecordRow, SieveRow};
+use crate::util::time::Timestamp;
+use crate::util::when::Day;
 use getopts::{Matches, Options};
 use serde_json::{Map, Value, json};
 
@@ -29,6 +31,7 @@ pub struct Args {
     items: Vec<Item>,
     json: bool,
     deleted: bool,
+    at: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +51,7 @@ pub fn options() -> Options {
     let mut o = args::common();
     select::options(&mut o);
     args::json(&mut o);
+    args::at(&mut o);
     let help = "also what was deleted: mailboxes, scripts, subscriptions";
     o.optflag("", "deleted", help);
     o
@@ -93,6 +97,7 @@ impl Args {
             items,
             json: m.opt_present("j"),
             deleted: m.opt_present("deleted"),
+            at: args::time(m, "at", Day::Begins)?,
         })
     }
 }
@@ -125,8 +130,8 @@ struct Show<'a> {
 }
 
 fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
-    let view = c.open_one(&args.select)?;
-    let index = view.reader.index();
+    let view = c.open_one_at(&args.select, args.at)?;
+    let index = view.index();
     let show = Show {
         view: &view,
         context: c,
@@ -145,8 +150,7 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         }
     }
     if args.json {
-        let userid = view.key.as_str().into();
-        out.document(&[("userid", userid)], |d| {
+        out.document(&view.fields(), |d| {
             show.json(args, &mailboxes, &messages, d)
         })?;
     } else {
@@ -154,7 +158,7 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     }
     match messages.into_iter().find_map(|m| m.fault) {
         Some(e) => Err(e.for_user(&view.key)),
-        None => Ok(Outcome::Well),
+        None => Ok(c.outcome()),
     }
 }
 
@@ -217,7 +221,7 @@ impl Show<'_> {
 
     fn mailbox(&self, row: &MailboxRow) -> Result<Value> {
         let mut counted = Counted::default();
-        let index = self.view.reader.index();
+        let index = self.view.index();
         index.records(row.id, None, true, &mut |r| {
             match r.expunged {
                 Some(_) => counted.expunged += 1,
@@ -266,9 +270,13 @@ impl Show<'_> {
 
     /// `NotFound` if neither a body nor a record is known.
     fn message(&self, guid: Guid) -> Result<Message> {
-        let index = self.view.reader.index();
-        let body = index.body(guid)?;
+        let index = self.view.index();
         let records = index.records_of(guid)?;
+        // Bodies are known of all times.
+        let body = match self.view.past.is_some() && records.is_empty() {
+            true => None,
+            false => index.body(guid)?,
+        };
         if body.is_none() && records.is_empty() {
             let e = Error::new(Kind::NotFound, format!("no message {guid}"));
             return Err(e.for_user(&self.view.key));
@@ -357,7 +365,7 @@ impl Show<'_> {
 
     /// The rows of what is not named singly.
     fn rows(&self, item: &Item) -> Result<Vec<Value>> {
-        let index = self.view.reader.index();
+        let index = self.view.index();
         let admin = |name: &str| self.context.admin_name(name);
         Ok(match item {
             Item::Subscriptions => {

@@ -281,7 +281,7 @@ impl Backup {
                 complete: None,
                 waiting: Some(from),
                 clock: self.lines.clock,
-                wrong: Vec::new(),
+                ..Lines::default()
             };
         }
         if self.chunk.is_none() {

@@ -12,6 +12,7 @@ pub mod index;
 pub mod line;
 pub mod lock;
 pub mod log;
+pub mod past;
 pub mod proven;
 pub mod reader;
 pub mod recover;

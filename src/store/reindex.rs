@@ -68,7 +68,7 @@ pub enum Trailing {
 
 /// So many lines that read but cannot be understood are passed over; each costs reading its member
 /// anew.
-const REFUSED: u32 = 100;
+pub(super) const REFUSED: u32 = 100;
 
 /// Where to begin.
 #[derive(Clone, Copy, Debug)]
@@ -334,7 +334,7 @@ fn parser_end(
 }
 
 /// Takes the comment line. False at a member without a byte.
-fn first_line<R: io::BufRead>(parser: &mut Parser<R>) -> Result<bool> {
+pub(super) fn first_line<R: io::BufRead>(parser: &mut Parser<R>) -> Result<bool> {
     if parser.peek()?.is_none() {
         return Ok(false);
     }
@@ -347,14 +347,14 @@ fn first_line<R: io::BufRead>(parser: &mut Parser<R>) -> Result<bool> {
 }
 
 /// Passes over a comment: whoever edited a log by hand may have left some.
-fn comment<R: io::BufRead>(parser: &mut Parser<R>) -> Result<()> {
+pub(super) fn comment<R: io::BufRead>(parser: &mut Parser<R>) -> Result<()> {
     parser.word(|b| b != b'\n')?;
     Ok(parser.end_line()?)
 }
 
 /// Reads the member at `offset` anew up to behind the line at `at`; `None` if that line does not
 /// read.
-fn pass(
+pub(super) fn pass(
     file: &dyn LogFile,
     offset: u64,
     until: u64,
@@ -400,16 +400,8 @@ fn skip<R: io::BufRead>(parser: &mut Parser<R>, depth: u32) -> Result<()> {
     Ok(())
 }
 
-/// Enters one line; false if what follows decides about it.
-fn line<R: io::BufRead>(
-    index: &Index,
-    parser: &mut Parser<R>,
-    lines: &mut Lines,
-    chunk: &mut Option<i64>,
-    member: u64,
-    at: u64,
-    out: &mut Entered,
-) -> Result<bool> {
+/// Takes what stands before a line's value: its printed time, and the command's name in upper case.
+pub(super) fn head<R: io::BufRead>(parser: &mut Parser<R>) -> Result<(i64, Vec<u8>)> {
     let stamp = parser.word(|b| b.is_ascii_digit())?;
     let stamp: i64 = std::str::from_utf8(&stamp)
         .ok()
@@ -422,6 +414,20 @@ fn line<R: io::BufRead>(
         .word(|b| b.is_ascii_alphanumeric() || b == b'_')?
         .to_ascii_uppercase();
     parser.space()?;
+    Ok((stamp, name))
+}
+
+/// Enters one line; false if what follows decides about it.
+fn line<R: io::BufRead>(
+    index: &Index,
+    parser: &mut Parser<R>,
+    lines: &mut Lines,
+    chunk: &mut Option<i64>,
+    member: u64,
+    at: u64,
+    out: &mut Entered,
+) -> Result<bool> {
+    let (stamp, name) = head(parser)?;
     let time = Timestamp(stamp);
     let id = match *chunk {
         Some(id) => id,
@@ -433,10 +439,7 @@ fn line<R: io::BufRead>(
         origin: 0,
     };
     apply_line(index, lines, &name, parser, time, place)?;
-    parser.end_line().map_err(|e| match e.why {
-        Why::Eof => e.into(),
-        _ => Error::new(Kind::Damaged, "a line goes on after its value"),
-    })?;
+    end_line(parser)?;
     index.touch_chunk(id, time)?;
     out.seen = out.seen.max(stamp);
     match name.as_slice() {
@@ -445,6 +448,14 @@ fn line<R: io::BufRead>(
         _ => {}
     }
     Ok(name != b"MESSAGE" && lines.complete.is_none())
+}
+
+/// Takes the end of a line, behind its value.
+pub(super) fn end_line<R: io::BufRead>(parser: &mut Parser<R>) -> Result<()> {
+    parser.end_line().map_err(|e| match e.why {
+        Why::Eof => e.into(),
+        _ => Error::new(Kind::Damaged, "a line goes on after its value"),
+    })
 }
 
 /// SHA-256 of a stretch of the file.

@@ -152,7 +152,7 @@ pub fn clean(scratch: &Path) {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
         let mut parts = name.split('.');
-        let ours = matches!(parts.next(), Some("verify" | "heal"));
+        let ours = matches!(parts.next(), Some("verify" | "heal" | "past"));
         let pid = parts.next().and_then(|p| p.parse::<u32>().ok());
         let is_scratch = ours && parts.nth(1).is_some_and(|p| p.starts_with("index"));
         let ended = proc_is_here && pid.is_some_and(|p| !Path::new(&format!("/proc/{p}")).exists());

@@ -4,3 +4,4 @@
 pub mod hex;
 pub mod progress;
 pub mod time;
+pub mod when;

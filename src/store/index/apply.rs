@@ -23,6 +23,8 @@ pub struct Lines {
     pub clock: i64,
     /// Bodies that do not match their GUID; they are not entered. Offset in the chunk.
     pub wrong: Vec<(Guid, u64)>,
+    /// Bodies are passed over: the index entered into knows them from elsewhere.
+    pub without_bodies: bool,
 }
 
 fn bad(what: &str) -> Error {
@@ -87,6 +89,7 @@ pub fn apply_line<R: BufRead>(
                             let true_ms = fact.get("TIME").and_then(Value::as_u64);
                             let true_ms = true_ms.ok_or_else(|| bad("CLOCK"))? as i64;
                             lines.clock = true_ms / 1000 - stamp.0;
+                            index.set_meta("stepped", place.chunk_id)?;
                         }
                         b"MANIFEST" => index.set_meta("manifest", place.chunk_id - 1)?,
                         _ => private(index, lines, key, fact, time, position)?,
@@ -186,6 +189,10 @@ fn messages<R: BufRead>(
     while parser.list_next()? {
         match parser.start()? {
             Start::File(head) => {
+                if lines.without_bodies {
+                    parser.body(head.size, &mut |_| Ok::<(), ParseError>(()))?;
+                    continue;
+                }
                 let offset = place.origin + parser.position();
                 let mut start = Vec::new();
                 let mut sha1 = Sha1::new();

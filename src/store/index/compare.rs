@@ -37,7 +37,7 @@ pub fn differences(here: &Index, there: &Index, limit: usize) -> Result<Vec<Diff
     let mut found = Vec::new();
     for (table, order) in TABLES {
         let filter = if table == "meta" {
-            "WHERE key IN ('schema', 'generation', 'key', 'created', 'manifest')"
+            "WHERE key IN ('schema', 'generation', 'key', 'created', 'manifest', 'stepped')"
         } else {
             ""
         };

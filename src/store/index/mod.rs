@@ -8,6 +8,7 @@
 mod apply;
 mod compare;
 mod mailbox;
+mod over;
 mod read;
 mod schema;
 mod write;
@@ -39,6 +40,22 @@ pub fn path_of(data: &Path) -> PathBuf {
     let mut name = data.as_os_str().to_owned();
     name.push(".index");
     PathBuf::from(name)
+}
+
+/// A file's name as SQLite takes it with options.
+fn uri(path: &Path, options: &str) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    let mut uri = String::from("file:");
+    for &b in path.as_os_str().as_bytes() {
+        if b.is_ascii_alphanumeric() || b"/._-@+=".contains(&b) {
+            uri.push(char::from(b));
+        } else {
+            uri.push_str(&format!("%{b:02X}"));
+        }
+    }
+    uri.push('?');
+    uri.push_str(options);
+    uri
 }
 
 /// Removes an index with all that SQLite keeps beside it. What is not there is fine.
@@ -146,16 +163,7 @@ impl Index {
     /// beside it. Whoever asks makes sure afterwards that it was so; until then an answer may be
     /// wrong. The same errors.
     pub fn open_still(path: &Path) -> Result<Index> {
-        use std::os::unix::ffi::OsStrExt;
-        let mut uri = String::from("file:");
-        for &b in path.as_os_str().as_bytes() {
-            if b.is_ascii_alphanumeric() || b"/._-@+=".contains(&b) {
-                uri.push(char::from(b));
-            } else {
-                uri.push_str(&format!("%{b:02X}"));
-            }
-        }
-        uri.push_str("?immutable=1");
+        let uri = uri(path, "immutable=1");
         let mode = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
         Index::connect(Path::new(&uri), path, mode, schema::READ_SETTINGS)
     }

@@ -270,7 +270,7 @@ const RECORD: &str = "SELECT mailbox_id, epoch, uid, modseq, last_updated, inter
     guid, flags, extra, expunged, gone, missing, arrived, annotations FROM record ";
 
 impl Index {
-    fn all<T>(
+    pub(super) fn all<T>(
         &self,
         sql: &str,
         params: impl rusqlite::Params,
@@ -282,7 +282,7 @@ impl Index {
             .map_err(|e| self.error(e))
     }
 
-    fn one<T>(
+    pub(super) fn one<T>(
         &self,
         sql: &str,
         params: impl rusqlite::Params,
