@@ -1,0 +1,31 @@
+//! Being a client: a connection to a mail server, log in, and the replication protocol from its
+//! other side. Knows nothing of backups.
+//!
+//! `stream` is the connection (TCP or UNIX socket, compressed if wished), `sasl` the client's half
+//! of logging in, `csync` the replication protocol on its own port or inside IMAP. Everything blocks,
+//! up to its deadlines. A connection that fails once is of no more use: drop it, connect again.
+#![forbid(unsafe_code)]
+
+pub mod csync;
+pub mod sasl;
+pub mod stream;
+
+/// Who logs in.
+#[derive(Clone)]
+pub struct Login {
+    /// Whose password it is.
+    pub user: String,
+    /// The password, byte for byte.
+    pub password: Vec<u8>,
+    /// Whether the password itself may go over a connection that others can listen to.
+    pub allow_plaintext: bool,
+}
+
+/// Never shows the password.
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Login")
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
