@@ -22,12 +22,13 @@ def kept(rig, user):
 
 
 def flip(rig, user):
-    """Flips a bit in the middle of the log's largest chunk, while nobody uses it."""
+    """Flips a bit among the messages of the log's largest chunk, while nobody uses it: they come
+    before the line that lists them."""
     path = rig.to.data_file(user)
     chunk = max(rig.to.json("chunks", user)["chunks"], key=lambda c: c["length"])
     rig.to.stop()
     try:
-        at = chunk["offset"] + chunk["length"] // 2
+        at = chunk["offset"] + chunk["length"] // 4
         with open(path, "r+b") as file:
             file.seek(at)
             byte = file.read(1)[0]
@@ -37,10 +38,16 @@ def flip(rig, user):
         rig.to.start()
 
 
+def varied(n, user):
+    """A message that hardly shrinks, so that most of the chunk is messages."""
+    digits = "".join(hashlib.sha512(b"%d.%d" % (n, i)).hexdigest() + "\r\n" for i in range(6))
+    return message(n, 0, to=user) + digits.encode()
+
+
 def prepare(rig, user):
     rig.cyrus.user(user)
     with rig.cyrus.imap(user) as imap:
-        imap.fill("INBOX", [message(n, 600, to=user) for n in range(COUNT)])
+        imap.fill("INBOX", [varied(n, user) for n in range(COUNT)])
     rig.sync("-u", user)
     with rig.cyrus.imap(user) as imap:
         imap.fill("INBOX", [message("later%d" % n, 600, to=user) for n in range(3)])

@@ -240,7 +240,7 @@ subtest 'an entry that leaves cyrus.conf' => sub {
     like ask($c, 'NOOP'), qr/^OK/, 'the client is served';
     ask($c, 'EXIT');
     ok until_true(sub { !alive($p) }, 3), 'then the process leaves';
-    until_true(sub { children($m) == 1 }, 3);
+    until_true(sub { children($m) == 1 }, 15);
     is scalar(children($m)), 1, 'the other entry has one process';
     ok stop($m), 'master ends';
 };
