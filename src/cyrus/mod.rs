@@ -11,3 +11,4 @@ pub mod partition;
 pub mod sync;
 pub mod syslog;
 pub mod twoskip;
+pub mod utf7;
