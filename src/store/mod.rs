@@ -1,6 +1,7 @@
 //! One backup on disk: lock, log, index, catalogue. Has never heard of a socket.
 #![forbid(unsafe_code)]
 
+pub mod ahead;
 pub mod backup;
 pub mod catalog;
 pub mod doubt;
@@ -12,6 +13,7 @@ pub mod index;
 pub mod line;
 pub mod lock;
 pub mod log;
+mod manifest;
 pub mod past;
 pub mod proven;
 pub mod reader;
