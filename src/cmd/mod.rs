@@ -22,6 +22,7 @@ pub mod parallel;
 pub mod passwd;
 pub mod reindex;
 pub mod rescan;
+pub mod restore;
 pub mod select;
 pub mod serve;
 pub mod show;
@@ -44,13 +45,13 @@ use getopts::{Matches, Options, ParsingStyle};
 use log::{Level, LevelFilter};
 use output::{Out, plain};
 use select::{Chosen, Select};
-use std::cell::Cell;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Read when no `-C` is given.
 const CONFIG: &str = "/etc/imapd.conf";
@@ -172,6 +173,13 @@ pub static COMMANDS: &[Command] = &[
         job: rescan::job,
     },
     Command {
+        name: "restore",
+        operands: "[MODE] BACKUP [MAILBOX|GUID...]",
+        help: "bring mail back, to a server or into files",
+        options: restore::options,
+        job: restore::job,
+    },
+    Command {
         name: "passwd",
         operands: "[USER]",
         help: "the credentials of senders",
@@ -189,7 +197,7 @@ pub struct Context {
     /// What was typed besides.
     pub globals: Globals,
     /// Backups that failed and were complained about.
-    failures: Cell<u64>,
+    failures: AtomicU64,
 }
 
 impl Context {
@@ -274,13 +282,13 @@ impl Context {
 
     /// Says that something is wrong with one of several backups, and counts.
     pub fn complain(&self, name: &str, e: &Error) {
-        self.failures.set(self.failures.get() + 1);
+        self.failures.fetch_add(1, Ordering::Relaxed);
         say(format_args!("{}: {}", plain(name), plain(&e.to_string())));
     }
 
     /// How it went.
     pub fn outcome(&self) -> Outcome {
-        match self.failures.get() {
+        match self.failures.load(Ordering::Relaxed) {
             0 => Outcome::Well,
             _ => Outcome::Partly,
         }
@@ -503,7 +511,7 @@ fn start(command: &Command, globals: Globals) -> Result<Context> {
         namespace: config.namespace(),
         config,
         globals,
-        failures: Cell::new(0),
+        failures: AtomicU64::new(0),
     })
 }
 
