@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod dlist;
+pub mod encoded;
 pub mod guid;
 pub mod header;
 pub mod master;

@@ -11,6 +11,8 @@ mod mailbox;
 mod over;
 mod read;
 mod schema;
+mod search;
+mod watch;
 mod write;
 
 pub use apply::{Lines, Place, apply_line};
@@ -20,6 +22,8 @@ pub use read::{
     AnnotationRow, ChunkRow, Counts, MailboxRow, MessageRow, RecordRow, SeenRow, SieveRow,
     SubscriptionRow, Totals,
 };
+pub use search::{Field, RecordFilter};
+pub use watch::{RowChange, Table, Watch};
 pub use write::Pending;
 
 use crate::error::{Error, Kind, Result};
