@@ -6,6 +6,7 @@ mod imapd_conf;
 mod integrity;
 mod log;
 mod looking;
+mod restore;
 mod review;
 mod store;
 mod twoskip;
