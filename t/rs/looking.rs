@@ -518,7 +518,7 @@ fn show_gives_details() {
     );
     assert_eq!(
         show(&["annotations"])["annotations"],
-        json!([{"mboxname": "", "entry": "/motd", "userid": "", "value": {"base64": "//4="}}])
+        json!([{"mboxname": "", "adminname": "", "entry": "/motd", "userid": "", "value": {"base64": "//4="}}])
     );
     assert_eq!(show(&["marks"])["marks"][0]["why"], "sums differ");
 
