@@ -6,6 +6,7 @@ mod imapd_conf;
 mod integrity;
 mod log;
 mod looking;
+mod past;
 mod restore;
 mod review;
 mod store;
