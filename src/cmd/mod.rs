@@ -16,6 +16,7 @@ pub mod dump;
 pub mod heal;
 pub mod history;
 pub mod list;
+pub mod lock;
 pub mod mailboxes;
 pub mod messages;
 pub mod old;
@@ -189,6 +190,13 @@ pub static COMMANDS: &[Command] = &[
         help: "get back what does not read",
         options: heal::options,
         job: heal::job,
+    },
+    Command {
+        name: "lock",
+        operands: "[MODE] BACKUP",
+        help: "hold a backup's lock: until end of input, or around a command",
+        options: lock::options,
+        job: lock::job,
     },
     Command {
         name: "rescan",
