@@ -29,4 +29,5 @@ pub mod rescan;
 pub mod search;
 pub mod spool;
 pub mod staging;
+pub mod summary;
 pub mod verify;
