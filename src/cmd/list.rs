@@ -208,6 +208,7 @@ pub(super) fn each(
         )),
     };
     let ns = &c.namespace;
+    let catalog = c.catalog();
     let work = |chosen: &&[Chosen]| -> Vec<Looked> {
         let one = |chosen: &Chosen| {
             let key = chosen.key.as_deref();
@@ -217,7 +218,14 @@ pub(super) fn each(
                 Ok(name) => mine.mailbox(&name),
                 Err(_) => mine.general(),
             };
-            look(&chosen.path, known, stale, &keep)
+            let looked = look(&chosen.path, known, stale, &keep);
+            if looked.summary.is_ok() {
+                return looked;
+            }
+            match chosen.moved(&catalog) {
+                Some(now) => look(&now.path, None, stale, &keep),
+                None => looked,
+            }
         };
         chosen.iter().map(one).collect()
     };

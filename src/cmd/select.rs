@@ -70,6 +70,18 @@ impl Chosen {
     }
 }
 
+impl Chosen {
+    /// Where it is now, if it has moved since it was looked up.
+    pub fn moved(&self, catalog: &Catalog) -> Option<Chosen> {
+        let key = self.key.clone()?;
+        let path = catalog.lookup(&key).ok().flatten()?;
+        (path != self.path).then_some(Chosen {
+            key: Some(key),
+            path,
+        })
+    }
+}
+
 /// What a selection stands for.
 #[derive(Debug, Default)]
 pub struct Found {
