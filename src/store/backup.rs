@@ -68,7 +68,8 @@ pub struct Backup {
     damage: Vec<(u64, String)>,
     /// Lines that were entered on opening.
     entered: u64,
-    _lock: DataLock,
+    /// Taken by `into_lock` only.
+    lock: Option<DataLock>,
 }
 
 struct Unit {
@@ -165,7 +166,7 @@ impl Backup {
             broken: false,
             damage: opened.damage,
             entered: opened.lines,
-            _lock: lock,
+            lock: Some(lock),
         };
         if !doubtful.is_empty() {
             backup.doubt(&doubtful)?;
@@ -656,6 +657,13 @@ impl Backup {
     /// Seals and lets go of the lock.
     pub fn finish(mut self) -> Result<()> {
         self.seal()
+    }
+
+    /// Seals, closes the index, and keeps the lock: both files are at rest as long as it lives.
+    pub fn into_lock(mut self) -> Result<DataLock> {
+        self.seal()?;
+        let lock = self.lock.take();
+        lock.ok_or_else(|| Error::new(Kind::Internal, "no lock").at(&self.path))
     }
 
     /// Begins a body. `size` bytes follow through [`Backup::body_data`].

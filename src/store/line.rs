@@ -4,6 +4,7 @@
 //! key X-CYRBACKUP; the old tools pass over it. Format: `doc/format.md`.
 
 use crate::cyrus::dlist::{Form, Value, print_to_vec};
+use crate::cyrus::sync::MailboxHead;
 use crate::util::time::Timestamp;
 
 /// The first bytes of every chunk.
@@ -56,6 +57,16 @@ pub fn generation(id: &str, key: &str) -> Line {
     };
     let fact = [("ID", Value::text(id)), whose, ("FORMAT", Value::num(1))];
     Line::private("GENERATION", Value::kv(fact))
+}
+
+/// A mailbox's head as a line without records: old tools follow renames by it.
+pub fn mailbox_head(head: &MailboxHead) -> Line {
+    if head.is_intermediate() {
+        return Line::private("MAILBOX", Value::Kv(head.keys.clone()));
+    }
+    let mut keys = head.keys.clone();
+    keys.push((b"RECORD".to_vec(), Value::List(Vec::new())));
+    Line::new("MAILBOX", &Value::Kv(keys))
 }
 
 /// The key that a GENERATION fact tells.

@@ -1,6 +1,8 @@
-//! The only unsafe code: locks, inherited descriptors, identity, memory, terminal. Decides nothing.
+//! The only unsafe code: locks, inherited descriptors, identity, memory, terminal, children. Decides
+//! nothing.
 #![allow(unsafe_code)]
 
+pub mod child;
 pub mod clock;
 pub mod fd;
 pub mod fs;

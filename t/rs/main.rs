@@ -4,6 +4,7 @@ mod crash;
 mod heal;
 mod imapd_conf;
 mod integrity;
+mod keep;
 mod log;
 mod looking;
 mod past;
