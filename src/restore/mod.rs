@@ -13,13 +13,14 @@
 pub mod bodies;
 pub mod choose;
 pub mod cyrus;
+pub mod files;
 pub mod out;
 pub mod target;
 
 use crate::cyrus::dlist::Value;
 use crate::cyrus::guid::Guid;
 use crate::cyrus::sync::{MailboxHead, Record};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 
 /// One message, as the backup has it, to be alive at the destination.
 #[derive(Clone, Debug)]
@@ -107,6 +108,11 @@ pub trait Bodies {
     fn order(&mut self, _guids: &mut [Guid]) -> Result<()> {
         Ok(())
     }
+}
+
+/// Whether a body that cannot be had concerns one message alone: the next may be asked for.
+pub fn is_of_message(e: &Error) -> bool {
+    !matches!(e.kind(), Kind::Stopping | Kind::NoSpace)
 }
 
 /// What became of one folder.

@@ -2,6 +2,7 @@
 
 use super::Destination;
 use super::cyrus::Cyrus;
+use super::files;
 use super::target::Target;
 use crate::client::Login;
 use crate::client::csync::{Csync, Timeouts};
@@ -43,9 +44,8 @@ pub fn open(target: &Target, setting: &Setting) -> Result<Box<dyn Destination>> 
                 "the server does not offer us X-REPLICATION, and APPEND is not in this version";
             Err(Error::new(Kind::Config, why).place(target.to_string()))
         }
-        Target::Files(..) => {
-            let why = "restoring into files is not in this version";
-            Err(Error::new(Kind::Config, why).place(target.to_string()))
+        Target::Files(format, place) => {
+            files::open(*format, place, &setting.namespace, target.to_string())
         }
     }
 }
