@@ -14,6 +14,7 @@ pub mod bodies;
 pub mod choose;
 pub mod cyrus;
 pub mod files;
+pub mod imap;
 pub mod out;
 pub mod target;
 
@@ -102,6 +103,11 @@ pub trait Bodies {
     /// and `Damaged` come with nothing written, and the next body may be asked for. Any error of
     /// `sink` is returned as it is.
     fn body(&mut self, guid: Guid, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
+
+    /// The message's Message-ID as `cyrus::header` reads it, if that is known without its body.
+    fn message_id(&mut self, _guid: Guid) -> Result<Option<String>> {
+        Ok(None)
+    }
 
     /// Brings GUIDs into the order in which their bodies are read at the least cost. UIDs in
     /// ascending order are nearly as good.

@@ -368,6 +368,10 @@ impl Bodies for Watched<'_> {
         })
     }
 
+    fn message_id(&mut self, guid: Guid) -> Result<Option<String>> {
+        self.inner.message_id(guid)
+    }
+
     fn order(&mut self, guids: &mut [Guid]) -> Result<()> {
         self.inner.order(guids)
     }

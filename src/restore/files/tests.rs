@@ -72,7 +72,14 @@ struct Temp(PathBuf);
 
 impl Temp {
     fn new(name: &str) -> Temp {
-        let path = std::env::temp_dir().join(format!("cyrbackup-{name}-{}", std::process::id()));
+        // Everything is synced: that costs nothing on a RAM disk.
+        let ram = PathBuf::from("/dev/shm");
+        let dir = if ram.is_dir() {
+            ram
+        } else {
+            std::env::temp_dir()
+        };
+        let path = dir.join(format!("cyrbackup-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
         fs::create_dir_all(&path).unwrap();
         Temp(path)
@@ -309,7 +316,7 @@ fn broken_off_anywhere_the_next_run_completes() {
         let bytes = fs::read(whole.0.join(name)).unwrap();
         for cut in 0..bytes.len() {
             // Archives are mostly padding.
-            if format == Format::Tar && cut % 61 != 0 && cut % 512 > 2 {
+            if format == Format::Tar && cut % 61 != 0 && cut % 512 > 1 {
                 continue;
             }
             let temp = Temp::new("files-torn");
