@@ -13,13 +13,15 @@
 pub mod bodies;
 pub mod choose;
 pub mod cyrus;
+pub mod files;
+pub mod imap;
 pub mod out;
 pub mod target;
 
 use crate::cyrus::dlist::Value;
 use crate::cyrus::guid::Guid;
 use crate::cyrus::sync::{MailboxHead, Record};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 
 /// One message, as the backup has it, to be alive at the destination.
 #[derive(Clone, Debug)]
@@ -102,11 +104,21 @@ pub trait Bodies {
     /// `sink` is returned as it is.
     fn body(&mut self, guid: Guid, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
 
+    /// The message's Message-ID as `cyrus::header` reads it, if that is known without its body.
+    fn message_id(&mut self, _guid: Guid) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     /// Brings GUIDs into the order in which their bodies are read at the least cost. UIDs in
     /// ascending order are nearly as good.
     fn order(&mut self, _guids: &mut [Guid]) -> Result<()> {
         Ok(())
     }
+}
+
+/// Whether a body that cannot be had concerns one message alone: the next may be asked for.
+pub fn is_of_message(e: &Error) -> bool {
+    !matches!(e.kind(), Kind::Stopping | Kind::NoSpace)
 }
 
 /// What became of one folder.

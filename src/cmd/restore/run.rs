@@ -97,7 +97,14 @@ pub fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         stop,
         meter: Meter::new(&found.chosen),
     };
-    work.all(&found.chosen, out)
+    if !args.is_to_stdout() {
+        return work.all(&found.chosen, out);
+    }
+    // Data goes to standard output, everything else elsewhere.
+    let mut report = Out::new(Box::new(std::io::stderr()));
+    let outcome = work.all(&found.chosen, &mut report);
+    report.flush()?;
+    outcome
 }
 
 /// What imapd.conf says about servers to restore to.
@@ -359,6 +366,10 @@ impl Bodies for Watched<'_> {
             meter.add(part.len(), share);
             sink(part)
         })
+    }
+
+    fn message_id(&mut self, guid: Guid) -> Result<Option<String>> {
+        self.inner.message_id(guid)
     }
 
     fn order(&mut self, guids: &mut [Guid]) -> Result<()> {
