@@ -3,6 +3,7 @@
 
 pub mod backup;
 pub mod catalog;
+pub mod compact;
 pub mod doubt;
 pub mod file;
 pub mod gzip;

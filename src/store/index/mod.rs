@@ -8,6 +8,7 @@
 mod apply;
 mod compare;
 mod mailbox;
+mod keep;
 mod over;
 mod read;
 mod schema;
@@ -15,7 +16,8 @@ mod write;
 
 pub use apply::{Lines, Place, apply_line};
 pub use compare::{Difference, differences};
-pub use mailbox::{MailboxApply, MailboxOutcome, Mode};
+pub use keep::{KeepRow, Lasting};
+pub use mailbox::{MailboxApply, MailboxOutcome, Mode, PastRecords, Stated, TIMES};
 pub use read::{
     AnnotationRow, ChunkRow, Counts, MailboxRow, MessageRow, RecordRow, SeenRow, SieveRow,
     SubscriptionRow, Totals,
