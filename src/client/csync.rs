@@ -315,6 +315,17 @@ pub fn authenticate(
     offered: &[String],
     login: &Login,
 ) -> Result<()> {
+    authenticate_as(stream, flavour, offered, login, "")
+}
+
+/// The same, to act for `authzid` if that is not empty; servers let administrators do so.
+pub fn authenticate_as(
+    stream: &mut Stream,
+    flavour: Flavour,
+    offered: &[String],
+    login: &Login,
+    authzid: &str,
+) -> Result<()> {
     let usable = Mechanism::usable(offered, login, stream.is_private());
     if usable.is_empty() {
         let clear = Mechanism::Plain.name();
@@ -327,9 +338,14 @@ pub fn authenticate(
     }
     let mut last = String::new();
     for mechanism in usable {
-        match attempt(stream, flavour, Client::fresh(mechanism, login)?)? {
+        let client = Client::fresh(mechanism, login)?.acting_as(authzid);
+        match attempt(stream, flavour, client)? {
             Ok(()) => {
-                log::info!("login: user={} mechanism={}", login.user, mechanism.name());
+                let name = mechanism.name();
+                log::info!(
+                    "login: user={} for=<{authzid}> mechanism={name}",
+                    login.user
+                );
                 return Ok(());
             }
             Err(why) => last = format!("{}: {why}", mechanism.name()),

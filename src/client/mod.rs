@@ -2,11 +2,12 @@
 //! other side. Knows nothing of backups.
 //!
 //! `stream` is the connection (TCP or UNIX socket, compressed if wished), `sasl` the client's half
-//! of logging in, `csync` the replication protocol on its own port or inside IMAP. Everything blocks,
-//! up to its deadlines. A connection that fails once is of no more use: drop it, connect again.
+//! of logging in, `csync` the replication protocol on its own port or inside IMAP, `imap` IMAP itself.
+//! Everything blocks, up to its deadlines. A connection that fails once is of no more use: drop it, connect again.
 #![forbid(unsafe_code)]
 
 pub mod csync;
+pub mod imap;
 pub mod sasl;
 pub mod stream;
 

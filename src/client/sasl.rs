@@ -2,7 +2,8 @@
 //!
 //! A state machine over messages, without base64 and without I/O; the nonce is handed in. With
 //! SCRAM the server proves that it knows the password's verifier: success that it claims without
-//! that proof is a failure ([`Client::is_proven`]). Authorization is always as the one who logs in.
+//! that proof is a failure ([`Client::is_proven`]). Authorization is as the one who logs in, unless
+//! [`Client::acting_as`] names somebody else.
 
 use super::Login;
 use crate::proto::verifier::{Hash, MAX_ITERATIONS};
@@ -105,6 +106,8 @@ pub struct Client<'a> {
     mechanism: Mechanism,
     login: &'a Login,
     nonce: String,
+    /// Who is acted for; empty: the one who logs in.
+    authzid: &'a str,
     state: State,
 }
 
@@ -115,7 +118,22 @@ impl<'a> Client<'a> {
             mechanism,
             login,
             nonce: Base64::encode_string(&entropy),
+            authzid: "",
             state: State::Start,
+        }
+    }
+
+    /// Asks to act for somebody else, as administrators may.
+    pub fn acting_as(mut self, authzid: &'a str) -> Client<'a> {
+        self.authzid = authzid;
+        self
+    }
+
+    /// What comes before the message proper (RFC 5801 4): no channel binding, and whom we act for.
+    fn header(&self) -> String {
+        match self.authzid {
+            "" => "n,,".into(),
+            authzid => format!("n,a={},", saslname(authzid)),
         }
     }
 
@@ -138,6 +156,7 @@ impl<'a> Client<'a> {
         if self.mechanism == Mechanism::Plain {
             self.state = State::Proven;
             return [
+                self.authzid.as_bytes(),
                 b"\0",
                 self.login.user.as_bytes(),
                 b"\0",
@@ -145,9 +164,8 @@ impl<'a> Client<'a> {
             ]
             .concat();
         }
-        let name = self.login.user.replace('=', "=3D").replace(',', "=2C");
-        let bare = format!("n={name},r={}", self.nonce);
-        let message = format!("n,,{bare}").into_bytes();
+        let bare = format!("n={},r={}", saslname(&self.login.user), self.nonce);
+        let message = format!("{}{bare}", self.header()).into_bytes();
         let nonce = self.nonce.clone();
         self.state = State::First { bare, nonce };
         message
@@ -205,7 +223,10 @@ impl<'a> Client<'a> {
         let m = self.mechanism;
         let salted = m.salted(&self.login.password, &salt, iterations);
         let client_key = m.hmac(&salted, b"Client Key");
-        let unproved = format!("c={},r={whole}", Base64::encode_string(b"n,,"));
+        let unproved = format!(
+            "c={},r={whole}",
+            Base64::encode_string(self.header().as_bytes())
+        );
         let message = format!("{bare},{text},{unproved}");
         let signature = m.hmac(&m.digest(&client_key), message.as_bytes());
         let proof: Vec<u8> = signature
@@ -217,6 +238,11 @@ impl<'a> Client<'a> {
         self.state = State::Proof(server);
         Ok(format!("{unproved},p={}", Base64::encode_string(&proof)).into_bytes())
     }
+}
+
+/// A name as SCRAM writes it.
+fn saslname(name: &str) -> String {
+    name.replace('=', "=3D").replace(',', "=2C")
 }
 
 fn check(message: &[u8], expected: &[u8]) -> Result<(), &'static str> {
@@ -287,6 +313,22 @@ mod tests {
         );
         let proof = b"v=rmF9pqV8S7suAoZWja4dJRkFsKQ=";
         assert!(c.success(Some(proof)).is_ok());
+    }
+
+    #[test]
+    fn acting_for_another() {
+        let login = login();
+        let mut c = Client::new(Mechanism::Plain, &login, [7; 18]).acting_as("anna");
+        assert_eq!(c.first(), b"anna\0u=,x\0pencil");
+        let scram = Mechanism::Scram(Hash::Sha256);
+        let mut c = Client::new(scram, &login, [7; 18]).acting_as("a,b");
+        let first = String::from_utf8(c.first()).unwrap();
+        assert!(first.starts_with("n,a=a=2Cb,n=u=3D=2Cx,r="), "{first}");
+        let nonce = Base64::encode_string(&[7; 18]);
+        let last = c.answer(format!("r={nonce}x,s=QSXCR+Q6sek8bf92,i=4096").as_bytes());
+        let last = String::from_utf8(last.unwrap()).unwrap();
+        let header = Base64::encode_string(b"n,a=a=2Cb,");
+        assert!(last.starts_with(&format!("c={header},r=")), "{last}");
     }
 
     #[test]

@@ -51,6 +51,20 @@ pub fn json(o: &mut Options) {
     o.optflagmulti("j", "", "print JSON");
 }
 
+/// Adds `--jobs`.
+pub fn jobs(o: &mut Options) {
+    o.optopt("", "jobs", "threads that work (default 2)", "N");
+}
+
+/// What it says.
+pub fn jobs_of(m: &Matches) -> Result<usize> {
+    match m.opt_str("jobs").map(|n| n.parse().unwrap_or(0)) {
+        None => Ok(2),
+        Some(n @ 1..=64) => Ok(n),
+        Some(_) => Err(usage("--jobs wants a number from 1 to 64")),
+    }
+}
+
 /// Adds `--at`.
 pub fn at(o: &mut Options) {
     o.optopt("", "at", "as it was at that time", "TIME");

@@ -86,9 +86,30 @@ pub(super) fn mailbox_json(row: &MailboxRow, marks: &Marks, c: &Context) -> Valu
     })
 }
 
-/// The mailboxes a person means by `name`: a uniqueid, a name in admin or internal form, or one
-/// below the user's INBOX, `INBOX` itself included. Several only if deleted ones are wanted.
-/// `NotFound` if there is none, `Usage` if the name can be read in two ways and is in neither.
+/// The internal names a person may mean by `name` in the backup of `key`, best first: as it stands,
+/// in admin form, or below the user's INBOX, `INBOX` itself included. And what is wrong with it as
+/// a name in admin form, if none of them is there.
+pub(super) fn candidates(name: &str, key: &str, c: &Context) -> (Vec<String>, Result<String>) {
+    let internal = from_admin(name, &c.namespace);
+    let inbox = inbox_of(key, &c.namespace);
+    let mut candidates = vec![name.to_owned()];
+    candidates.extend(internal.as_ref().ok().cloned());
+    if name.eq_ignore_ascii_case("INBOX") {
+        candidates.push(inbox);
+    } else {
+        let hierarchy = if c.namespace.unixhierarchysep {
+            name.replace('.', "^").replace('/', ".")
+        } else {
+            name.to_owned()
+        };
+        candidates.push(format!("{inbox}.{hierarchy}"));
+    }
+    (candidates, internal)
+}
+
+/// The mailboxes a person means by `name`: a uniqueid, or one of [`candidates`]. Several only if
+/// deleted ones are wanted. `NotFound` if there is none, `Usage` if the name can be read in two ways
+/// and is in neither.
 pub(super) fn named(
     view: &View,
     name: &str,
@@ -107,20 +128,7 @@ pub(super) fn named(
     if let Some(row) = index.mailbox(name)? {
         return Ok(vec![row]);
     }
-    let internal = from_admin(name, &c.namespace);
-    let inbox = inbox_of(&view.key, &c.namespace);
-    let mut candidates = vec![name.to_owned()];
-    candidates.extend(internal.as_ref().ok().cloned());
-    if name.eq_ignore_ascii_case("INBOX") {
-        candidates.push(inbox);
-    } else {
-        let hierarchy = if c.namespace.unixhierarchysep {
-            name.replace('.', "^").replace('/', ".")
-        } else {
-            name.to_owned()
-        };
-        candidates.push(format!("{inbox}.{hierarchy}"));
-    }
+    let (candidates, internal) = candidates(name, &view.key, c);
     for candidate in candidates {
         let rows = of_name(&candidate)?;
         if !rows.is_empty() {

@@ -1,7 +1,7 @@
 //! `messages`: the messages of a backup, or of some of its mailboxes, one a line, in the order of
 //! mailboxes and UIDs. Rows go out as they are read.
 
-use super::args;
+use super::args::{self, usage};
 use super::mailboxes::named;
 use super::output::{
     Document, Out, annotations_json, bytes_json, dlist_json, plain, plain_bytes, when,
@@ -11,6 +11,7 @@ use super::{Context, Job, Outcome, View};
 use crate::cyrus::dlist::Value as Dlist;
 use crate::error::Result;
 use crate::store::index::{MailboxRow, RecordRow};
+use crate::store::search::deleted_at;
 use crate::util::time::Timestamp;
 use crate::util::when::Day;
 use getopts::{Matches, Options};
@@ -24,6 +25,9 @@ pub struct Args {
     mailboxes: Vec<String>,
     json: bool,
     deleted: bool,
+    /// Only what was deleted in between, in seconds.
+    since: Option<i64>,
+    until: Option<i64>,
     at: Option<Timestamp>,
 }
 
@@ -35,6 +39,8 @@ pub fn options() -> Options {
     args::at(&mut o);
     let help = "also what was expunged, and mailboxes that were deleted";
     o.optflag("", "deleted", help);
+    o.optopt("", "since", "only what was deleted not before", "TIME");
+    o.optopt("", "until", "only what was deleted not after", "TIME");
     o
 }
 
@@ -47,11 +53,19 @@ pub fn job(m: &Matches) -> Result<Job> {
 impl Args {
     fn parse(m: &Matches) -> Result<Args> {
         let (select, mailboxes) = Select::one(m, &m.free)?;
+        let deleted = m.opt_present("deleted");
+        let time = |name, day| args::time(m, name, day).map(|t| t.map(|t| t.0));
+        let (since, until) = (time("since", Day::Begins)?, time("until", Day::Ends)?);
+        if since.or(until).is_some() && !deleted {
+            return Err(usage("--since and --until are about --deleted"));
+        }
         Ok(Args {
             select,
             mailboxes,
             json: m.opt_present("j"),
-            deleted: m.opt_present("deleted"),
+            deleted,
+            since,
+            until,
             at: args::time(m, "at", Day::Begins)?,
         })
     }
@@ -87,12 +101,6 @@ fn flag_json(flag: &Dlist) -> Value {
 /// The same for people.
 pub(super) fn record_line(adminname: &str, row: &RecordRow) -> String {
     let r = &row.record;
-    let flags: Vec<String> = r
-        .flags
-        .iter()
-        .filter_map(Dlist::as_bytes)
-        .map(plain_bytes)
-        .collect();
     let mut state = String::new();
     if let Some(time) = row.expunged {
         let how = if row.gone { "gone" } else { "expunged" };
@@ -108,8 +116,14 @@ pub(super) fn record_line(adminname: &str, row: &RecordRow) -> String {
         r.size,
         when(Some(r.internaldate as i64)),
         plain(adminname),
-        flags.join(" ")
+        flag_text(&r.flags)
     )
+}
+
+/// Flags for people.
+pub(super) fn flag_text(flags: &[Dlist]) -> String {
+    let flags = flags.iter().filter_map(Dlist::as_bytes).map(plain_bytes);
+    flags.collect::<Vec<String>>().join(" ")
 }
 
 /// The head of such lines.
@@ -121,6 +135,12 @@ pub(super) fn record_head() -> String {
 }
 
 impl Args {
+    /// Whether a message that was deleted then, or not at all, is to be shown.
+    fn covers(&self, deleted: Option<i64>) -> bool {
+        self.since.is_none_or(|t| deleted.is_some_and(|d| d >= t))
+            && self.until.is_none_or(|t| deleted.is_some_and(|d| d <= t))
+    }
+
     fn mailboxes(&self, view: &View, c: &Context) -> Result<Vec<MailboxRow>> {
         if self.mailboxes.is_empty() {
             return view.index().mailboxes(self.deleted);
@@ -142,8 +162,14 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         mailboxes.iter().try_for_each(|m| {
             let adminname = c.admin_name(&m.mboxname);
             let epoch = (!args.deleted).then_some(m.epoch);
+            let with_it = deleted_at(m, &c.namespace);
             view.index()
-                .records(m.id, epoch, args.deleted, &mut |r| row(m, &adminname, r))
+                .records(m.id, epoch, args.deleted, &mut |r| match args
+                    .covers(r.expunged.or(with_it))
+                {
+                    true => row(m, &adminname, r),
+                    false => Ok(()),
+                })
         })
     };
     if args.json {
@@ -153,7 +179,13 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         })?;
     } else {
         out.line(format_args!("{}", record_head()))?;
-        each(&mut |_, adminname, r| out.line(format_args!("{}", record_line(adminname, &r))))?;
+        each(&mut |m, adminname, r| {
+            let mut line = record_line(adminname, &r);
+            if let (Some(time), None) = (deleted_at(m, &c.namespace), r.expunged) {
+                line.push_str(&format!(" [mailbox deleted {}]", when(Some(time))));
+            }
+            out.line(format_args!("{line}"))
+        })?;
     }
     Ok(c.outcome())
 }
@@ -170,6 +202,8 @@ mod tests {
         assert!(a.json && !a.deleted);
         let a = args(&["-f", "/b/anna_1", "--deleted"]).unwrap();
         assert!(a.mailboxes.is_empty() && a.deleted);
+        assert!(args(&["anna", "--deleted", "--since", "-1h"]).is_ok());
+        assert!(args(&["anna", "--since", "-1h"]).is_err());
         assert!(args(&[]).is_err());
         assert!(args(&["-D", "x"]).is_err());
     }

@@ -11,8 +11,10 @@
 
 pub mod args;
 pub mod chunks;
+pub mod diff;
 pub mod dump;
 pub mod heal;
+pub mod history;
 pub mod list;
 pub mod mailboxes;
 pub mod messages;
@@ -22,6 +24,8 @@ pub mod parallel;
 pub mod passwd;
 pub mod reindex;
 pub mod rescan;
+pub mod restore;
+pub mod search;
 pub mod select;
 pub mod serve;
 pub mod show;
@@ -44,13 +48,13 @@ use getopts::{Matches, Options, ParsingStyle};
 use log::{Level, LevelFilter};
 use output::{Out, plain};
 use select::{Chosen, Select};
-use std::cell::Cell;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Read when no `-C` is given.
 const CONFIG: &str = "/etc/imapd.conf";
@@ -144,6 +148,27 @@ pub static COMMANDS: &[Command] = &[
         job: dump::job,
     },
     Command {
+        name: "search",
+        operands: "[MODE] BACKUP...",
+        help: "messages by sender, recipient, subject, date, mailbox, flags",
+        options: search::options,
+        job: search::job,
+    },
+    Command {
+        name: "history",
+        operands: "[MODE] BACKUP [GUID | MAILBOX]",
+        help: "the life of a message or mailbox",
+        options: history::options,
+        job: history::job,
+    },
+    Command {
+        name: "diff",
+        operands: "[MODE] BACKUP [MAILBOX...]",
+        help: "what differs between two times",
+        options: diff::options,
+        job: diff::job,
+    },
+    Command {
         name: "verify",
         operands: "[MODE] [BACKUP...]",
         help: "prove that backups are whole",
@@ -172,6 +197,13 @@ pub static COMMANDS: &[Command] = &[
         job: rescan::job,
     },
     Command {
+        name: "restore",
+        operands: "[MODE] BACKUP [MAILBOX|GUID...]",
+        help: "bring mail back, to a server or into files",
+        options: restore::options,
+        job: restore::job,
+    },
+    Command {
         name: "passwd",
         operands: "[USER]",
         help: "the credentials of senders",
@@ -189,7 +221,7 @@ pub struct Context {
     /// What was typed besides.
     pub globals: Globals,
     /// Backups that failed and were complained about.
-    failures: Cell<u64>,
+    failures: AtomicU64,
 }
 
 impl Context {
@@ -217,22 +249,18 @@ impl Context {
         self.open(&chosen, self.repair())
     }
 
+    /// What opening backups needs, for other threads.
+    pub fn place(&self) -> Place {
+        Place {
+            namespace: self.namespace.clone(),
+            repair: self.repair(),
+            scratch: self.config.backup_staging_path(),
+        }
+    }
+
     /// Opens a backup for reading.
     pub fn open(&self, chosen: &Chosen, stale: Stale) -> Result<View> {
-        let reader = Reader::open(&chosen.path, stale)?;
-        let key = match &chosen.key {
-            Some(key) => key.clone(),
-            None => reader
-                .index()
-                .meta_text("key")?
-                .unwrap_or_else(|| chosen.name()),
-        };
-        Ok(View {
-            reader,
-            key,
-            at: None,
-            past: None,
-        })
+        View::open(chosen, stale)
     }
 
     /// Finds and opens the one backup a command is about, as it was at a time. What of its past
@@ -244,27 +272,11 @@ impl Context {
 
     /// Opens a backup as it was at a time, or as it is.
     pub fn open_at(&self, chosen: &Chosen, time: Option<Timestamp>) -> Result<View> {
-        let mut tries = 0;
-        loop {
-            let mut view = self.open(chosen, self.repair())?;
-            let Some(time) = time else {
-                return Ok(view);
-            };
-            match past::at(&view.reader, time, &self.config.backup_staging_path()) {
-                // Compaction has put another log in its place.
-                Err(e) if e.kind() == Kind::NeedsReindex && tries < 3 => tries += 1,
-                Err(e) => return Err(e),
-                Ok(past) => {
-                    for (offset, what) in past.iter().flat_map(Past::damage) {
-                        let what = format!("history is not whole: file offset {offset}: {what}");
-                        self.complain(&view.key, &Error::new(Kind::Damaged, what));
-                    }
-                    view.at = Some(time);
-                    view.past = past;
-                    return Ok(view);
-                }
-            }
+        let view = self.place().open_at(chosen, time)?;
+        for e in view.damage() {
+            self.complain(&view.key, &e);
         }
+        Ok(view)
     }
 
     /// The name of a mailbox as an administrator sees it.
@@ -274,15 +286,47 @@ impl Context {
 
     /// Says that something is wrong with one of several backups, and counts.
     pub fn complain(&self, name: &str, e: &Error) {
-        self.failures.set(self.failures.get() + 1);
+        self.failures.fetch_add(1, Ordering::Relaxed);
         say(format_args!("{}: {}", plain(name), plain(&e.to_string())));
     }
 
     /// How it went.
     pub fn outcome(&self) -> Outcome {
-        match self.failures.get() {
+        match self.failures.load(Ordering::Relaxed) {
             0 => Outcome::Well,
             _ => Outcome::Partly,
+        }
+    }
+}
+
+/// What opening backups needs.
+pub struct Place {
+    /// How mailbox names are read and shown.
+    pub namespace: Namespace,
+    repair: Stale,
+    scratch: PathBuf,
+}
+
+impl Place {
+    /// Opens a backup as it was at a time, or as it is. What of its past does not read is in
+    /// [`View::damage`].
+    pub fn open_at(&self, chosen: &Chosen, time: Option<Timestamp>) -> Result<View> {
+        let mut tries = 0;
+        loop {
+            let mut view = View::open(chosen, self.repair)?;
+            let Some(time) = time else {
+                return Ok(view);
+            };
+            match past::at(&view.reader, time, &self.scratch) {
+                // Compaction has put another log in its place.
+                Err(e) if e.kind() == Kind::NeedsReindex && tries < 3 => tries += 1,
+                Err(e) => return Err(e),
+                Ok(past) => {
+                    view.at = Some(time);
+                    view.past = past;
+                    return Ok(view);
+                }
+            }
         }
     }
 }
@@ -300,6 +344,34 @@ pub struct View {
 }
 
 impl View {
+    fn open(chosen: &Chosen, stale: Stale) -> Result<View> {
+        let reader = Reader::open(&chosen.path, stale)?;
+        let key = match &chosen.key {
+            Some(key) => key.clone(),
+            None => reader
+                .index()
+                .meta_text("key")?
+                .unwrap_or_else(|| chosen.name()),
+        };
+        Ok(View {
+            reader,
+            key,
+            at: None,
+            past: None,
+        })
+    }
+
+    /// What of its past does not read.
+    pub fn damage(&self) -> Vec<Error> {
+        let damage = self.past.iter().flat_map(Past::damage);
+        damage
+            .map(|(offset, what)| {
+                let what = format!("history is not whole: file offset {offset}: {what}");
+                Error::new(Kind::Damaged, what)
+            })
+            .collect()
+    }
+
     /// What to ask: the state that was asked for.
     pub fn index(&self) -> &Index {
         match &self.past {
@@ -503,7 +575,7 @@ fn start(command: &Command, globals: Globals) -> Result<Context> {
         namespace: config.namespace(),
         config,
         globals,
-        failures: Cell::new(0),
+        failures: AtomicU64::new(0),
     })
 }
 

@@ -23,6 +23,7 @@ pub struct Args {
     select: Select,
     wait: bool,
     json: bool,
+    jobs: usize,
 }
 
 /// The options.
@@ -31,6 +32,7 @@ pub fn options() -> Options {
     select::options(&mut o);
     args::json(&mut o);
     o.optflag("w", "", "wait for backups that are locked");
+    args::jobs(&mut o);
     o
 }
 
@@ -40,6 +42,7 @@ pub fn job(m: &Matches) -> Result<Job> {
         select: Select::some(m)?,
         wait: m.opt_present("w"),
         json: m.opt_present("j"),
+        jobs: args::jobs_of(m)?,
     };
     Ok(Box::new(move |c, out| run(&args, c, out)))
 }
@@ -63,7 +66,7 @@ fn work(args: &Args, c: &Context, chosen: &Chosen) -> Result<Done> {
     let total = size(&chosen.path).unwrap_or(0);
     let progress = Progress::new(&plain(&chosen.name()), total);
     let watch = Box::new(move |at| progress.at(at));
-    let backup = Backup::reindex(&chosen.path, &key, wait, settings, watch)?;
+    let backup = Backup::reindex(&chosen.path, &key, wait, settings, args.jobs, watch)?;
     let index = backup.index();
     let mut marks = Vec::new();
     for (uniqueid, _, why) in index.marks()? {

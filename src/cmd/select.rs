@@ -106,6 +106,14 @@ impl Select {
         }
     }
 
+    /// All backups.
+    pub fn all() -> Select {
+        Select {
+            mode: Mode::All,
+            names: Vec::new(),
+        }
+    }
+
     /// The same, but neither name nor mode means all.
     pub fn some_or_all(m: &Matches) -> Result<Select> {
         if mode(m)?.is_none() && m.free.is_empty() {

@@ -13,11 +13,12 @@ use crate::cyrus::config::parse::duration;
 use crate::error::{Kind, Result};
 use crate::store::proven::{Proved, Proven};
 use crate::store::rescan::fits;
-use crate::store::verify::{Depth, Finding, Proof, clean, verify};
+use crate::store::verify::{Depth, Finding, Proof, clean, verify_by};
 use crate::util::time::now;
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// What was typed.
@@ -36,7 +37,7 @@ pub fn options() -> Options {
     select::options(&mut o);
     args::json(&mut o);
     o.optflag("", "quick", "compare hashes of the compressed bytes only");
-    o.optopt("", "jobs", "how many at a time (default 2)", "N");
+    args::jobs(&mut o);
     o.optopt("", "max-time", "begin no further one after that", "TIME");
     o
 }
@@ -49,7 +50,6 @@ pub fn job(m: &Matches) -> Result<Job> {
 
 impl Args {
     fn parse(m: &Matches) -> Result<Args> {
-        let jobs = m.opt_str("jobs").map(|n| n.parse().unwrap_or(0));
         let max_time = match m.opt_str("max-time") {
             None => None,
             Some(text) => {
@@ -67,19 +67,26 @@ impl Args {
                 false => Depth::Full,
             },
             json: m.opt_present("j"),
-            jobs: match jobs {
-                None => 2,
-                Some(n @ 1..=64) => n,
-                Some(_) => return Err(usage("--jobs wants a number from 1 to 64")),
-            },
+            jobs: args::jobs_of(m)?,
             max_time,
         })
     }
 }
 
-/// Looks at one backup; a whole one is remembered as proven.
-fn look(chosen: &Chosen, depth: Depth, scratch: &Path, proven: &Proven) -> Result<Proof> {
-    let mut proof = verify(&chosen.path, depth, scratch)?;
+/// Looks at one backup; a whole one is remembered as proven. `busy` counts those that are looked
+/// at: the threads are shared among them.
+fn look(
+    args: &Args,
+    chosen: &Chosen,
+    scratch: &Path,
+    proven: &Proven,
+    busy: &AtomicUsize,
+) -> Result<Proof> {
+    let depth = args.depth;
+    let others = busy.fetch_add(1, Ordering::Relaxed);
+    let proof = verify_by(args.jobs / (others + 1), &chosen.path, depth, scratch);
+    busy.fetch_sub(1, Ordering::Relaxed);
+    let mut proof = proof?;
     let Some(key) = &chosen.key else {
         return Ok(proof);
     };
@@ -117,7 +124,8 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     let scratch = c.config.backup_staging_path();
     clean(&scratch);
     let mut damaged = false;
-    let work = |chosen: &Chosen| look(chosen, args.depth, &scratch, &proven);
+    let busy = AtomicUsize::new(0);
+    let work = |chosen: &Chosen| look(args, chosen, &scratch, &proven, &busy);
     let done = if args.json {
         let mut done = 0;
         out.document(&[], |d| {

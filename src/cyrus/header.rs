@@ -1,7 +1,9 @@
 //! The few header fields that are kept for searching, taken raw from the first bytes of a message.
 //!
-//! Values are unfolded but not decoded (RFC 2047 and charsets are a searcher's business); of
-//! repeated fields the first counts. Never fails: what cannot be read is absent.
+//! Values are unfolded but their encoded words are not decoded ([`super::encoded`] does that for who
+//! looks); of repeated fields the first counts. Never fails: what cannot be read is absent.
+
+use super::encoded::text;
 
 /// How much of a message is looked at, in bytes.
 pub const LOOKED_AT: usize = 32 * 1024;
@@ -9,7 +11,7 @@ pub const LOOKED_AT: usize = 32 * 1024;
 /// How much of one value is kept, in bytes.
 const KEPT: usize = 2048;
 
-/// Raw values of the fields, as text with bad UTF-8 replaced.
+/// Raw values of the fields; bytes that are no UTF-8 are taken for Windows-1252.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Envelope {
     /// From
@@ -59,7 +61,7 @@ impl Envelope {
             }
             if slot.is_none() {
                 value.truncate(KEPT);
-                *slot = Some(String::from_utf8_lossy(value.trim_ascii()).into_owned());
+                *slot = Some(text(value.trim_ascii()).into_owned());
             }
         }
         e
@@ -80,5 +82,12 @@ mod tests {
         assert_eq!(e.to, None);
         assert_eq!(Envelope::read(b""), Envelope::default());
         assert_eq!(Envelope::read(&[0xff; 100]), Envelope::default());
+        let e = Envelope::read(b"From: M\xfcller\nTo: \xc3\xbc\n");
+        assert_eq!(e.from.as_deref(), Some("M\u{fc}ller"));
+        assert_eq!(e.to.as_deref(), Some("\u{fc}"));
+        // A value that is cut in the middle of a character is not taken for another charset.
+        let long = format!("Subject: {}\n", "\u{20ac}".repeat(KEPT));
+        let e = Envelope::read(long.as_bytes());
+        assert_eq!(e.subject.unwrap().chars().next_back(), Some('\u{20ac}'));
     }
 }

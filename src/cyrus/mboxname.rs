@@ -183,6 +183,21 @@ impl MboxName {
         }
     }
 
+    /// The internal name without what deletion added to it.
+    pub fn undeleted(&self, ns: &Namespace) -> String {
+        if !self.is_deleted() {
+            return self.internal.clone();
+        }
+        let domain = self.domain.as_deref().and_then(|d| ns.foreign_domain(d));
+        let mut parts = escape(&self.parts);
+        parts.remove(0);
+        parts.pop();
+        match domain {
+            Some(domain) => format!("{domain}!{}", parts.join(".")),
+            None => parts.join("."),
+        }
+    }
+
     /// The backup this mailbox belongs to.
     pub fn owner(&self) -> Owner {
         match &self.userid {

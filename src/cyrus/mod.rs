@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod dlist;
+pub mod encoded;
 pub mod guid;
 pub mod header;
 pub mod master;
@@ -11,3 +12,4 @@ pub mod partition;
 pub mod sync;
 pub mod syslog;
 pub mod twoskip;
+pub mod utf7;

@@ -5,6 +5,15 @@
 //! after the other, then what belongs to the user; it never overwrites, skips what is there already
 //! (by GUID where it can tell), and says for each folder what it did. Nothing here is kept in
 //! memory that grows with the size of messages.
+//!
+//! `choose` makes plans of a backup, `bodies` reads messages out of it, `target` understands `--to`,
+//! `out` opens the way out that is meant. Each kind of destination has a folder of its own.
+#![forbid(unsafe_code)]
+
+pub mod bodies;
+pub mod choose;
+pub mod out;
+pub mod target;
 
 use crate::cyrus::dlist::Value;
 use crate::cyrus::guid::Guid;
@@ -27,14 +36,20 @@ pub struct Folder {
     pub to: String,
     /// All that is known of the mailbox itself: ACL, options, special use, annotations, UIDVALIDITY.
     pub head: MailboxHead,
-    /// Messages by UID.
+    /// Messages by UID. From several mailboxes of one name, or epochs, UIDs may come twice.
     pub items: Vec<Item>,
+    /// With `keep_uids`: expunged messages the server still knew of, without bodies; by UID.
+    pub tombstones: Vec<Record>,
+    /// Messages that were wanted but never had a body here: expunged before the first sync.
+    pub bodiless: u64,
     /// The same as above, but only flags are wanted: messages that are not there are not brought.
     pub flags_only: bool,
     /// UIDs, UIDVALIDITY and UNIQUEID are wanted as they were, where the destination can.
     pub keep_uids: bool,
-    /// Where the mailbox shall lie, if it is made.
+    /// Where the mailbox shall lie, if it is made; `None`: where the destination likes.
     pub partition: Option<String>,
+    /// Its ACL, if it is made: `id<TAB>rights<TAB>...`; `None`: the destination's default.
+    pub acl: Option<String>,
 }
 
 /// A sieve script.
@@ -51,9 +66,11 @@ pub struct Script {
 /// What is brought back for one user.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// Who gets it.
+    /// Whose backup it is from: its key.
+    pub from: String,
+    /// Who gets it. Empty for mailboxes without owner.
     pub userid: String,
-    /// Mailboxes, parents before children.
+    /// Mailboxes, parents before children. Parents may be lacking: they are the destination's to make.
     pub folders: Vec<Folder>,
     /// Internal names at the destination.
     pub subscriptions: Vec<String>,
@@ -65,12 +82,30 @@ pub struct Plan {
     pub active_script: Option<String>,
     /// Limits: root at the destination, and the QUOTA keys as received.
     pub quotas: Vec<(String, Value)>,
+    /// What was left out on purpose, for people.
+    pub notes: Vec<String>,
+}
+
+impl Plan {
+    /// Messages, and their bytes.
+    pub fn totals(&self) -> (u64, u64) {
+        let sizes = self.folders.iter().flat_map(|f| &f.items);
+        sizes.fold((0, 0), |(n, bytes), i| (n + 1, bytes + i.record.size))
+    }
 }
 
 /// Reads bodies; a plan names them by GUID.
 pub trait Bodies {
-    /// Streams a body's bytes into `sink`. `Damaged` if what was streamed is not what its GUID says.
+    /// Streams a body's bytes into `sink`. Nothing goes there before the body is proven: `NotFound`
+    /// and `Damaged` come with nothing written, and the next body may be asked for. Any error of
+    /// `sink` is returned as it is.
     fn body(&mut self, guid: Guid, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
+
+    /// Brings GUIDs into the order in which their bodies are read at the least cost. UIDs in
+    /// ascending order are nearly as good.
+    fn order(&mut self, _guids: &mut [Guid]) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What became of one folder.
@@ -88,6 +123,10 @@ pub struct Done {
     pub flagged: u64,
     /// What was not brought, and why: UID (0: the folder itself) and reason.
     pub failed: Vec<(u32, String)>,
+    /// With `keep_uids`: what is not as it was, read back from the destination.
+    pub differs: Vec<String>,
+    /// What people should know besides.
+    pub notes: Vec<String>,
 }
 
 /// A way out. An error ends the run (the destination is gone, no space); what concerns one message
@@ -96,9 +135,21 @@ pub trait Destination {
     /// What it is, for people: `imap://host`, `maildir:DIR`.
     fn name(&self) -> String;
 
+    /// Told before the folders of each plan.
+    fn begin(&mut self, _plan: &Plan, _dry_run: bool) -> Result<()> {
+        Ok(())
+    }
+
     /// Brings one folder's messages. With `dry_run` nothing is changed, and what would be done is
-    /// returned as far as it can be known.
-    fn folder(&mut self, folder: &Folder, bodies: &mut dyn Bodies, dry_run: bool) -> Result<Done>;
+    /// told as far as it can be known. `done` is kept true all the while: if the run ends here, it
+    /// says what is there.
+    fn folder(
+        &mut self,
+        folder: &Folder,
+        bodies: &mut dyn Bodies,
+        dry_run: bool,
+        done: &mut Done,
+    ) -> Result<()>;
 
     /// Brings subscriptions, seen states, scripts and quota. Returns what could not be brought and
     /// why, one line each; a destination that has no such thing says so once for each kind.

@@ -174,12 +174,14 @@ impl Backup {
     }
 
     /// Opens a backup with its index built anew from the log, whatever it was. The old index stays
-    /// in use until the new one is whole. `watch` is told how far the log was read.
+    /// in use until the new one is whole. `threads` inflate a large log; `watch` is told how far it
+    /// was read.
     pub fn reindex(
         path: &Path,
         key: &str,
         wait: Wait,
         settings: Settings,
+        threads: usize,
         watch: Watch,
     ) -> Result<Backup> {
         let lock = DataLock::acquire(path, wait, Create::No)?;
@@ -187,7 +189,7 @@ impl Backup {
         let file: Arc<dyn LogFile> = Arc::new(lock.file().try_clone().map_err(fail)?);
         let len = file.len().map_err(fail)?;
         let file: Arc<dyn LogFile> = Arc::new(Watched::new(file, watch));
-        let opened = anew(&file, path, len).map_err(|e| e.at(path))?;
+        let opened = anew(&file, path, len, threads).map_err(|e| e.at(path))?;
         Backup::opened(lock, file, key, settings, opened)
     }
 

@@ -190,7 +190,7 @@ impl Healer<'_> {
             .metadata()
             .map_err(|e| Error::io("cannot open", e).at(copy))?;
         let name = self.scratch.join(scratch_name("heal"));
-        let taken = Index::create(&name).and_then(|index| {
+        let taken = Index::create_apart(&name).and_then(|index| {
             index.begin()?;
             let from = From {
                 member: 0,

@@ -119,7 +119,7 @@ pub fn upto(reader: &Reader, chunk: i64, scratch: &Path) -> Result<Past> {
 }
 
 /// An empty index over that of `reader`.
-fn scratch_index(reader: &Reader, scratch: &Path) -> Result<Past> {
+pub(super) fn scratch_index(reader: &Reader, scratch: &Path) -> Result<Past> {
     let live = reader.index();
     std::fs::create_dir_all(scratch).map_err(|e| Error::io("cannot make folder", e).at(scratch))?;
     let path = scratch.join(scratch_name("past"));
@@ -134,15 +134,15 @@ fn scratch_index(reader: &Reader, scratch: &Path) -> Result<Past> {
 }
 
 /// Where history begins.
-struct Begin {
+pub(super) struct Begin {
     /// The chunk to enter first.
-    chunk: i64,
+    pub(super) chunk: i64,
     /// Nothing is known of what was before.
-    time: Option<i64>,
+    pub(super) time: Option<i64>,
 }
 
 impl Begin {
-    fn of(live: &Index) -> Result<Begin> {
+    pub(super) fn of(live: &Index) -> Result<Begin> {
         // A log that was never compacted tells everything.
         Ok(Begin {
             chunk: live.meta_number("state_chunk")?.unwrap_or(0),
@@ -153,21 +153,21 @@ impl Begin {
 
 /// Goes through the lines of a log in order and enters them into an index that has the bodies
 /// already.
-struct Walk<'a> {
+pub(super) struct Walk<'a> {
     reader: &'a Reader,
     chunks: Vec<ChunkRow>,
     acknowledged: u64,
-    damage: Vec<(u64, String)>,
+    pub(super) damage: Vec<(u64, String)>,
     refused: u32,
 }
 
 /// Told of each line that was entered: its true time in seconds, and false if what follows decides
 /// about it.
-type Each<'a> = dyn FnMut(i64, bool) -> Result<()> + 'a;
+pub(super) type Each<'a> = dyn FnMut(i64, bool) -> Result<()> + 'a;
 
 impl<'a> Walk<'a> {
     /// Over the chunks from `first` to `last`.
-    fn new(reader: &'a Reader, first: i64, last: i64) -> Result<Walk<'a>> {
+    pub(super) fn new(reader: &'a Reader, first: i64, last: i64) -> Result<Walk<'a>> {
         let live = reader.index();
         let bodies: HashSet<i64> = live.chunks_of_bodies()?.into_iter().collect();
         let mut chunks = live.chunks()?;
@@ -181,7 +181,7 @@ impl<'a> Walk<'a> {
         })
     }
 
-    fn run(&mut self, index: &Index, each: &mut Each<'_>) -> Result<()> {
+    pub(super) fn run(&mut self, index: &Index, each: &mut Each<'_>) -> Result<()> {
         for chunk in std::mem::take(&mut self.chunks) {
             self.chunk(index, &chunk, each)?;
         }

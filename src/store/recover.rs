@@ -6,6 +6,7 @@
 //! otherwise than by tearing is kept as a copy first; one that is no log is `Damaged` and untouched.
 //! States: `doc/design.md`.
 
+use super::ahead::Help;
 use super::file::{FileReader, LogFile};
 use super::gzip::{MemberReader, last_flush_point, seal_bytes};
 use super::index::{self, Index};
@@ -30,6 +31,9 @@ pub(super) struct Opened {
     /// Mailboxes (uniqueid, reason) that a loss left in doubt.
     pub(super) doubtful: Vec<(String, String)>,
 }
+
+/// Threads that inflate when an index is built in passing.
+const THREADS: usize = 2;
 
 /// Compressed bytes in which the first line of a log of ours stands, unless names are very long.
 const FIRST_LINE: u64 = 1024;
@@ -145,7 +149,7 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
                 index_path.display()
             );
             index::retire(&index_path)?;
-            rebuild(file, path, len, false)
+            rebuild(file, path, len, THREADS, false)
         }
         Err(e) => Err(e),
     }
@@ -212,7 +216,7 @@ fn catch_up(
                 Ending::At(end) => end,
                 Ending::Before(len) => {
                     drop(index);
-                    return rebuild(file, path, len, kept.get());
+                    return rebuild(file, path, len, THREADS, kept.get());
                 }
             }
         }
@@ -240,11 +244,16 @@ fn catch_up(
     })
 }
 
-/// Builds the index anew, whatever it was. The lock is held.
-pub(super) fn anew(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
+/// Builds the index anew, whatever it was; `threads` inflate a large log. The lock is held.
+pub(super) fn anew(
+    file: &Arc<dyn LogFile>,
+    path: &Path,
+    len: u64,
+    threads: usize,
+) -> Result<Opened> {
     match len {
         0 => recover(file, path, len),
-        _ => rebuild(file, path, len, false),
+        _ => rebuild(file, path, len, threads, false),
     }
 }
 
@@ -252,7 +261,7 @@ pub(super) fn anew(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Ope
 /// all that belongs to it: SQLite must never find the one's log beside the other.
 fn switch(new: Index, to: &Path) -> Result<Index> {
     let from = new.path().to_owned();
-    drop(new);
+    new.give()?;
     let mut wal = from.as_os_str().to_owned();
     wal.push("-wal");
     if Path::new(&wal).exists() {
@@ -266,14 +275,20 @@ fn switch(new: Index, to: &Path) -> Result<Index> {
 /// Builds a new index from the whole log, beside the old one, and puts it in its place.
 ///
 /// `kept`: a copy of the file as it was stays already.
-fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64, kept: bool) -> Result<Opened> {
+fn rebuild(
+    file: &Arc<dyn LogFile>,
+    path: &Path,
+    len: u64,
+    threads: usize,
+    kept: bool,
+) -> Result<Opened> {
     let place = index::path_of(path);
-    let (mut index, mut entered) = whole(file, path, len, Trailing::Keep)?;
+    let (mut index, mut entered) = whole(file, path, len, threads, Trailing::Keep)?;
     if let Some(from) = entered.unsettled {
         // Bodies at the end that nobody refers to: a unit that never was acknowledged.
         if generation(&**file)?.is_some() && !index.any_referred(from)? {
             drop(index);
-            (index, entered) = whole(file, path, len, Trailing::Cut)?;
+            (index, entered) = whole(file, path, len, threads, Trailing::Cut)?;
         }
     }
     for (at, what) in &entered.damage {
@@ -291,7 +306,7 @@ fn rebuild(file: &Arc<dyn LogFile>, path: &Path, len: u64, kept: bool) -> Result
                 Ending::At(end) => end,
                 Ending::Before(len) => {
                     drop(index);
-                    return rebuild(file, path, len, true);
+                    return rebuild(file, path, len, threads, true);
                 }
             }
         }
@@ -375,17 +390,19 @@ fn whole(
     file: &Arc<dyn LogFile>,
     path: &Path,
     len: u64,
+    threads: usize,
     trailing: Trailing,
 ) -> Result<(Index, Entered)> {
     let mut beside = index::path_of(path).into_os_string();
     beside.push(".new");
-    let index = Index::create(Path::new(&beside))?;
+    let index = Index::create_apart(Path::new(&beside))?;
     index.begin()?;
     let from = From {
         member: 0,
         known: None,
     };
-    let entered = reindex::enter(&**file, &index, from, len, trailing)?;
+    let help = Help::threads(threads);
+    let entered = reindex::enter_with(help, &**file, &index, from, len, trailing)?;
     Ok((index, entered))
 }
 

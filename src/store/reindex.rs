@@ -5,6 +5,7 @@
 //! that belongs ends, and what could not be read. Damage costs at most the rest of its member:
 //! reading goes on at the next one.
 
+use super::ahead::{Ahead, Help, Member};
 use super::file::{FileReader, LogFile};
 use super::gzip::{MemberEnd, MemberReader, find_next_member};
 use super::index::{Index, Lines, Place, apply_line};
@@ -102,6 +103,32 @@ pub fn enter(
     until: u64,
     trailing: Trailing,
 ) -> Result<Entered> {
+    enter_with(Help::none(), file, index, from, until, trailing)
+}
+
+/// The same, with others to inflate meanwhile.
+pub fn enter_with(
+    help: Help,
+    file: &dyn LogFile,
+    index: &Index,
+    from: From,
+    until: u64,
+    trailing: Trailing,
+) -> Result<Entered> {
+    std::thread::scope(|scope| {
+        let mut members = Ahead::new(scope, file, from.member, until, help);
+        enter_from(&mut members, file, index, from, until, trailing)
+    })
+}
+
+fn enter_from<'f>(
+    members: &mut Ahead<'f>,
+    file: &'f dyn LogFile,
+    index: &Index,
+    from: From,
+    until: u64,
+    trailing: Trailing,
+) -> Result<Entered> {
     let mut out = Entered {
         end: from.member,
         ..Entered::default()
@@ -110,7 +137,13 @@ pub fn enter(
     let mut known = from.known;
     index.savepoint("good")?;
     while offset < until {
-        match member(file, index, offset, until, known.take(), trailing, &mut out)? {
+        let at = At {
+            file,
+            offset,
+            until,
+            known: known.take(),
+        };
+        match member(members, index, at, trailing, &mut out)? {
             Some(length) if length > 0 => {
                 offset += length;
             }
@@ -147,18 +180,29 @@ fn close(file: &dyn LogFile, index: &Index, offset: u64, next: u64, out: &Entere
     }
 }
 
-/// Enters one member. Returns its compressed length if it is sealed and sound.
-fn member(
-    file: &dyn LogFile,
-    index: &Index,
+/// A member to be entered.
+struct At<'f> {
+    file: &'f dyn LogFile,
     offset: u64,
     until: u64,
     known: Option<Known>,
+}
+
+/// Enters one member. Returns its compressed length if it is sealed and sound.
+fn member<'f>(
+    members: &mut Ahead<'f>,
+    index: &Index,
+    at: At<'f>,
     trailing: Trailing,
     out: &mut Entered,
 ) -> Result<Option<u64>> {
-    let reader = MemberReader::new(FileReader::until(file, offset, until));
-    let mut parser = Parser::new(reader, Limits::default());
+    let At {
+        file,
+        offset,
+        until,
+        known,
+    } = at;
+    let mut parser = Parser::new(members.member(offset), Limits::default());
     let mut lines = Lines {
         clock: known.map_or(0, |k| k.clock),
         ..Lines::default()
@@ -244,7 +288,9 @@ fn member(
                 let what = format!("line at {at}: {e}");
                 // Said well, but not to be understood: the old server logged what it then refused.
                 let next = match trailing {
-                    Trailing::Keep if out.refused < REFUSED => pass(file, offset, until, at)?,
+                    Trailing::Keep if out.refused < REFUSED => {
+                        pass_in(Member::here(file, offset, until), at)
+                    }
                     _ => None,
                 };
                 if let Some(next) = next {
@@ -270,7 +316,7 @@ fn member(
     match end {
         Ok(MemberEnd::Sealed { compressed_len }) if broken.is_none() => {
             if let Some(id) = chunk {
-                let hash = hash(file, offset, compressed_len)?;
+                let hash = reader.sha256(file, offset, compressed_len)?;
                 index.end_chunk(id, compressed_len, plain, &hash)?;
                 if ends_good || trailing == Trailing::Keep {
                     index.release("good")?;
@@ -319,11 +365,7 @@ fn without_lines(index: &Index, out: &mut Entered, trailing: Trailing, good: Goo
     Ok(())
 }
 
-fn parser_end(
-    parser: Parser<MemberReader<FileReader<'_>>>,
-    out: &mut Entered,
-    offset: u64,
-) -> Option<u64> {
+fn parser_end(parser: Parser<Member<'_, '_>>, out: &mut Entered, offset: u64) -> Option<u64> {
     match parser.into_inner().end() {
         Ok(MemberEnd::Sealed { compressed_len }) => Some(compressed_len),
         _ => {
@@ -361,6 +403,11 @@ pub(super) fn pass(
     at: u64,
 ) -> Result<Option<Parser<MemberReader<FileReader<'_>>>>> {
     let reader = MemberReader::new(FileReader::until(file, offset, until));
+    Ok(pass_in(reader, at))
+}
+
+/// The same of any reader that stands at the member's beginning.
+fn pass_in<R: io::BufRead>(reader: R, at: u64) -> Option<Parser<R>> {
     let mut parser = Parser::new(reader, Limits::default());
     let mut read = || -> Result<()> {
         parser.body(at, &mut |_| Ok::<(), ParseError>(()))?;
@@ -373,11 +420,11 @@ pub(super) fn pass(
         skip(&mut parser, 0)?;
         Ok(parser.end_line()?)
     };
-    Ok(read().is_ok().then_some(parser))
+    read().is_ok().then_some(parser)
 }
 
 /// Passes over a value in constant memory.
-fn skip<R: io::BufRead>(parser: &mut Parser<R>, depth: u32) -> Result<()> {
+pub(super) fn skip<R: io::BufRead>(parser: &mut Parser<R>, depth: u32) -> Result<()> {
     if depth > Limits::default().depth {
         return Err(Error::new(Kind::Damaged, "nested too deeply"));
     }

@@ -6,13 +6,15 @@
 //! everything and builds a second index beside, which must equal the first row for row. Findings
 //! are told, not judged; nothing is changed.
 
+use super::ahead::Help;
 use super::doubt::{Loss, assess};
 use super::file::FileReader;
 use super::gzip::{MemberEnd, MemberReader};
 use super::index::{self, Difference, Index, differences};
 use super::line::CHUNK_START;
+use super::manifest;
 use super::reader::{Reader, Stale};
-use super::reindex::{self, From, Trailing};
+use super::reindex::{self, Entered, From, Trailing};
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
 use std::collections::HashMap;
@@ -67,6 +69,9 @@ pub struct Proof {
     pub loss: Option<Loss>,
 }
 
+/// Threads that inflate for one who does not say.
+pub(super) const THREADS: usize = 2;
+
 /// Findings of one kind that are told before it is left at a number.
 const TOLD: usize = 100;
 
@@ -78,19 +83,24 @@ const AGAIN: (Duration, u32) = (Duration::from_millis(50), 5);
 /// Looks at the backup whose data file is at `path`. A second index is made in `scratch` and
 /// removed again. A data file that is missing and an index that does not fit are findings.
 pub fn verify(path: &Path, depth: Depth, scratch: &Path) -> Result<Proof> {
-    look(path, depth, scratch, false)
+    verify_by(THREADS, path, depth, scratch)
+}
+
+/// The same with so many threads that inflate, if the log is large.
+pub fn verify_by(threads: usize, path: &Path, depth: Depth, scratch: &Path) -> Result<Proof> {
+    look(path, depth, scratch, threads, false)
 }
 
 /// The same as `full`, and says what is lost even if that is known already.
 pub fn examine(path: &Path, scratch: &Path) -> Result<Proof> {
-    look(path, Depth::Full, scratch, true)
+    look(path, Depth::Full, scratch, THREADS, true)
 }
 
-fn look(path: &Path, depth: Depth, scratch: &Path, always: bool) -> Result<Proof> {
+fn look(path: &Path, depth: Depth, scratch: &Path, threads: usize, always: bool) -> Result<Proof> {
     let mut tries = 0;
     loop {
         let mut proof = Proof::default();
-        match inner(path, depth, scratch, always, &mut proof) {
+        match inner(path, depth, scratch, threads, always, &mut proof) {
             Err(e) if e.kind() == Kind::NeedsReindex => {
                 if std::fs::metadata(path).is_ok_and(|m| m.len() == 0) {
                     // Made, and nothing written yet.
@@ -118,7 +128,14 @@ fn look(path: &Path, depth: Depth, scratch: &Path, always: bool) -> Result<Proof
     }
 }
 
-fn inner(path: &Path, depth: Depth, scratch: &Path, always: bool, proof: &mut Proof) -> Result<()> {
+fn inner(
+    path: &Path,
+    depth: Depth,
+    scratch: &Path,
+    threads: usize,
+    always: bool,
+    proof: &mut Proof,
+) -> Result<()> {
     let reader = Reader::open(path, Stale::Refuse)?;
     let index = reader.index();
     let acknowledged = index.meta_number("acknowledged")?.unwrap_or(0) as u64;
@@ -126,17 +143,18 @@ fn inner(path: &Path, depth: Depth, scratch: &Path, always: bool, proof: &mut Pr
     proof.messages = index.totals()?.messages as u64;
     proof.key = index.meta_text("key")?;
     proof.generation = index.meta_text("generation")?.unwrap_or_default();
-    structure(&reader, acknowledged, proof)?;
-    if depth == Depth::Full {
-        std::fs::create_dir_all(scratch)
-            .map_err(|e| Error::io("cannot make folder", e).at(scratch))?;
-        let name = scratch.join(scratch_name("verify"));
-        let done = contents(&reader, acknowledged, &name, always, proof);
-        let removed = index::remove(&name);
-        done?;
-        removed?;
+    if depth == Depth::Quick {
+        return structure(&reader, acknowledged, None, proof);
     }
-    Ok(())
+    std::fs::create_dir_all(scratch).map_err(|e| Error::io("cannot make folder", e).at(scratch))?;
+    let name = scratch.join(scratch_name("verify"));
+    let done = again(&reader, acknowledged, &name, threads).and_then(|second| {
+        structure(&reader, acknowledged, Some(&second.0), proof)?;
+        contents(&reader, second, always, proof)
+    });
+    let removed = index::remove(&name);
+    done?;
+    removed
 }
 
 /// A name for an index that is thrown away.
@@ -162,10 +180,30 @@ pub fn clean(scratch: &Path) {
     }
 }
 
-/// Members back to back, of the right hashes.
-fn structure(reader: &Reader, acknowledged: u64, proof: &mut Proof) -> Result<()> {
+/// Members back to back, of the right hashes: those of the index, and those that the log itself
+/// lists. With `second`, an index made of the log just now, members that are in it are not hashed
+/// once more.
+fn structure(
+    reader: &Reader,
+    acknowledged: u64,
+    second: Option<&Index>,
+    proof: &mut Proof,
+) -> Result<()> {
+    let chunks = reader.index().chunks()?;
+    let hashed: HashMap<(u64, u64), [u8; 32]> = match second {
+        None => HashMap::new(),
+        Some(second) => {
+            let rows = second.chunks()?.into_iter();
+            let hashed = rows.filter_map(|c| {
+                let hash = c.sha256?.try_into().ok()?;
+                Some(((c.offset, c.length?), hash))
+            });
+            hashed.collect()
+        }
+    };
+    let mut members = Vec::new();
     let mut at = 0;
-    for chunk in reader.index().chunks()? {
+    for chunk in &chunks {
         proof.chunks += 1;
         let mut find = |what: String| {
             proof.findings.push(Finding {
@@ -185,18 +223,45 @@ fn structure(reader: &Reader, acknowledged: u64, proof: &mut Proof) -> Result<()
             at = acknowledged;
             continue;
         };
-        at = chunk.offset + length;
+        at = chunk.offset.saturating_add(length);
         if at > acknowledged {
             find(format!(
                 "ends at {at}, beyond the acknowledged {acknowledged}"
             ));
             continue;
         }
-        match reindex::hash(reader.file(), chunk.offset, length) {
-            Ok(hash) if chunk.sha256.as_deref() == Some(&hash[..]) => {}
-            Ok(_) => find("compressed bytes differ from what was written".into()),
+        let hash = match hashed.get(&(chunk.offset, length)) {
+            Some(hash) => Ok(*hash),
+            None => reindex::hash(reader.file(), chunk.offset, length),
+        };
+        match hash {
+            Ok(hash) => {
+                if chunk.sha256.as_deref() != Some(&hash[..]) {
+                    find("compressed bytes differ from what was written".into());
+                }
+                members.push(manifest::Member {
+                    offset: chunk.offset,
+                    length,
+                    sha256: hash,
+                });
+            }
             Err(e) => find(e.to_string()),
         }
+    }
+    for wrong in manifest::compare(reader, &chunks, &members)? {
+        if proof
+            .findings
+            .iter()
+            .any(|f| f.offset == Some(wrong.offset))
+        {
+            continue;
+        }
+        proof.findings.push(Finding {
+            what: wrong.what,
+            offset: Some(wrong.offset),
+            chunk: wrong.chunk,
+            ..Finding::default()
+        });
     }
     at = behind_empty(reader, at, acknowledged)?;
     if at < acknowledged {
@@ -227,27 +292,42 @@ fn behind_empty(reader: &Reader, mut at: u64, acknowledged: u64) -> Result<u64> 
     Ok(at)
 }
 
-/// Everything in the log, entered into a second index.
-fn contents(
+/// Everything in the log, entered into a second index at `name`.
+fn again(
     reader: &Reader,
     acknowledged: u64,
     name: &Path,
-    always: bool,
-    proof: &mut Proof,
-) -> Result<()> {
-    let index = reader.index();
-    let second = Index::create(name)?;
+    threads: usize,
+) -> Result<(Index, Entered)> {
+    let second = Index::create_apart(name)?;
     second.begin()?;
     let from = From {
         member: 0,
         known: None,
     };
-    let entered = reindex::enter(reader.file(), &second, from, acknowledged, Trailing::Keep)?;
-    proof.lines = entered.lines;
+    let begins = reader.index().chunks()?.into_iter().map(|c| c.offset);
+    let help = Help {
+        threads,
+        begins: Some(begins.collect()),
+    };
+    let keep = Trailing::Keep;
+    let entered = reindex::enter_with(help, reader.file(), &second, from, acknowledged, keep)?;
     if acknowledged > 0 && second.meta_text("generation")?.is_none() {
         // As for a log of the old tools.
         second.set_meta("generation", "")?;
     }
+    Ok((second, entered))
+}
+
+/// What was found while the log was entered anew, and where the two indexes differ.
+fn contents(
+    reader: &Reader,
+    (second, entered): (Index, Entered),
+    always: bool,
+    proof: &mut Proof,
+) -> Result<()> {
+    let index = reader.index();
+    proof.lines = entered.lines;
     // The member that a writer is at ends at its last flush, not in a trailer.
     let open = index.last_chunk()?.filter(|c| c.length.is_none());
     let plain = index.meta_number("acknowledged_plain")?.unwrap_or(0) as u64;

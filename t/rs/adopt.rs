@@ -422,8 +422,15 @@ fn an_index_of_another_old_log_does_not_fit() {
 #[test]
 fn reindex_keeps_the_old_index() {
     let sample = Sample::new("first");
-    let backup =
-        Backup::reindex(&sample.data(), "anna", Wait::No, SETTINGS, Box::new(|_| ())).unwrap();
+    let backup = Backup::reindex(
+        &sample.data(),
+        "anna",
+        Wait::No,
+        SETTINGS,
+        2,
+        Box::new(|_| ()),
+    )
+    .unwrap();
     check(&sample, backup.index());
     backup.finish().unwrap();
     assert_eq!(fs::read(&sample.others()[0]).unwrap(), sample.index);

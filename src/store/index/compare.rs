@@ -2,7 +2,9 @@
 
 use super::Index;
 use crate::error::Result;
+use rusqlite::Row;
 use rusqlite::types::Value;
+use std::ops::Range;
 
 /// A row that one index has and the other has not, or has otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,52 +72,66 @@ fn compare(
     let mut left = here.conn.prepare(sql).map_err(|e| here.error(e))?;
     let mut right = there.conn.prepare(sql).map_err(|e| there.error(e))?;
     let names: Vec<String> = left.column_names().iter().map(|s| s.to_string()).collect();
+    let columns = names.len();
     let mut left = left.query([]).map_err(|e| here.error(e))?;
     let mut right = right.query([]).map_err(|e| there.error(e))?;
-    let next = |rows: &mut rusqlite::Rows<'_>| -> rusqlite::Result<Option<Vec<Value>>> {
-        match rows.next()? {
-            None => Ok(None),
-            Some(row) => (0..names.len())
-                .map(|i| row.get(i))
-                .collect::<rusqlite::Result<Vec<Value>>>()
-                .map(Some),
-        }
-    };
-    let mut a = next(&mut left).map_err(|e| here.error(e))?;
-    let mut b = next(&mut right).map_err(|e| there.error(e))?;
+    let mut a = left.next().map_err(|e| here.error(e))?;
+    let mut b = right.next().map_err(|e| there.error(e))?;
     while found.len() < limit {
-        let (row, what) = match (&a, &b) {
-            (None, None) => break,
-            (Some(x), Some(y)) if x == y => {
-                a = next(&mut left).map_err(|e| here.error(e))?;
-                b = next(&mut right).map_err(|e| there.error(e))?;
+        // Nearly all rows are equal: they are compared where they lie.
+        if let (Some(x), Some(y)) = (a, b) {
+            if same(x, y, 0..columns)? {
+                a = left.next().map_err(|e| here.error(e))?;
+                b = right.next().map_err(|e| there.error(e))?;
                 continue;
             }
-            (Some(x), Some(y)) if x[..keys] == y[..keys] => {
-                let columns: Vec<&str> = (0..names.len())
-                    .filter(|&i| x[i] != y[i])
-                    .map(|i| names[i].as_str())
-                    .collect();
-                let difference = (show(&x[..keys]), columns.join(" "));
-                a = next(&mut left).map_err(|e| here.error(e))?;
-                b = next(&mut right).map_err(|e| there.error(e))?;
-                difference
+        }
+        let (x, y) = (key(a, keys)?, key(b, keys)?);
+        let (row, what) = match (&x, &y) {
+            (None, None) => break,
+            (Some(x), Some(y)) if x == y => {
+                let mut differ = Vec::new();
+                for (i, name) in names.iter().enumerate() {
+                    if let (Some(x), Some(y)) = (a, b) {
+                        if !same(x, y, i..i + 1)? {
+                            differ.push(name.as_str());
+                        }
+                    }
+                }
+                (show(x), differ.join(" "))
             }
-            (Some(x), y) if y.as_ref().is_none_or(|y| less(&x[..keys], &y[..keys])) => {
-                let difference = (show(&x[..keys]), "only in the index".to_owned());
-                a = next(&mut left).map_err(|e| here.error(e))?;
-                difference
+            (Some(x), y) if y.as_ref().is_none_or(|y| less(x, y)) => {
+                (show(x), "only in the index".to_owned())
             }
-            (_, Some(y)) => {
-                let difference = (show(&y[..keys]), "only in the log".to_owned());
-                b = next(&mut right).map_err(|e| there.error(e))?;
-                difference
-            }
+            (_, Some(y)) => (show(y), "only in the log".to_owned()),
             (Some(_), None) => break,
         };
+        if what != "only in the log" {
+            a = left.next().map_err(|e| here.error(e))?;
+        }
+        if what != "only in the index" {
+            b = right.next().map_err(|e| there.error(e))?;
+        }
         found.push(Difference { table, row, what });
     }
     Ok(())
+}
+
+/// Whether two rows have the same values in some columns.
+fn same(x: &Row<'_>, y: &Row<'_>, mut columns: Range<usize>) -> rusqlite::Result<bool> {
+    loop {
+        match columns.next() {
+            None => return Ok(true),
+            Some(i) if x.get_ref(i)? == y.get_ref(i)? => {}
+            Some(_) => return Ok(false),
+        }
+    }
+}
+
+/// What tells a row apart: its first columns.
+fn key(row: Option<&Row<'_>>, columns: usize) -> rusqlite::Result<Option<Vec<Value>>> {
+    row.map(|row| (0..columns).map(|i| row.get(i)).collect())
+        .transpose()
 }
 
 fn less(a: &[Value], b: &[Value]) -> bool {

@@ -12,6 +12,8 @@ mod keep;
 mod over;
 mod read;
 mod schema;
+mod search;
+mod watch;
 mod write;
 
 pub use apply::{Lines, Place, apply_line};
@@ -22,6 +24,8 @@ pub use read::{
     AnnotationRow, ChunkRow, Counts, MailboxRow, MessageRow, RecordRow, SeenRow, SieveRow,
     SubscriptionRow, Totals,
 };
+pub use search::{Field, RecordFilter};
+pub use watch::{RowChange, Table, Watch};
 pub use write::Pending;
 
 use crate::error::{Error, Kind, Result};
@@ -113,6 +117,17 @@ fn is_foreign(path: &Path) -> bool {
 impl Index {
     /// Makes a new, empty index; what lies there is removed. The caller holds the backup's lock.
     pub fn create(path: &Path) -> Result<Index> {
+        let settings = [schema::SETTINGS, schema::FRESH, schema::WAL];
+        Index::create_with(path, &settings.concat(), true)
+    }
+
+    /// The same for an index that is filled by one hand in one transaction, much faster. It is then
+    /// thrown away, or given to others by [`Index::give`].
+    pub fn create_apart(path: &Path) -> Result<Index> {
+        Index::create_with(path, schema::APART, false)
+    }
+
+    fn create_with(path: &Path, settings: &str, fresh: bool) -> Result<Index> {
         remove(path)?;
         let conn = Connection::open_with_flags(
             path,
@@ -124,15 +139,23 @@ impl Index {
         let index = Index {
             conn,
             path: path.to_owned(),
-            fresh: Cell::new(true),
+            fresh: Cell::new(fresh),
         };
-        index.settings(schema::SETTINGS)?;
-        index
-            .conn
-            .execute_batch(schema::FRESH)
-            .and_then(|()| index.conn.execute_batch(schema::CREATE))
-            .map_err(|e| index.error(e))?;
+        index.settings(settings)?;
+        index.run(schema::CREATE)?;
         Ok(index)
+    }
+
+    /// Closes an index that was made by [`Index::create_apart`] and committed: it is as others use
+    /// it, and on stable storage.
+    pub fn give(self) -> Result<()> {
+        self.run(schema::WAL)?;
+        let Index { conn, path, .. } = self;
+        conn.close().map_err(|(_, e)| Error::from(e).at(&path))?;
+        // No connection of ours is left, so none loses its locks by this.
+        std::fs::File::open(&path)
+            .and_then(|file| file.sync_all())
+            .map_err(|e| Error::io("cannot sync", e).at(&path))
     }
 
     /// Opens for writing. `NeedsReindex` if it is missing, foreign, or of an unknown version.
@@ -267,21 +290,30 @@ impl Index {
 
     /// Marks a place inside the transaction.
     pub fn savepoint(&self, name: &str) -> Result<()> {
-        self.run(&format!("SAVEPOINT {name}"))
+        self.run_cached(&format!("SAVEPOINT {name}"))
     }
 
     /// Keeps what was entered since the mark, and removes the mark.
     pub fn release(&self, name: &str) -> Result<()> {
-        self.run(&format!("RELEASE {name}"))
+        self.run_cached(&format!("RELEASE {name}"))
     }
 
     /// Forgets what was entered since the mark, and keeps the mark.
     pub fn rollback_to(&self, name: &str) -> Result<()> {
-        self.run(&format!("ROLLBACK TO {name}"))
+        self.run_cached(&format!("ROLLBACK TO {name}"))
     }
 
     fn run(&self, sql: &str) -> Result<()> {
         self.conn.execute_batch(sql).map_err(|e| self.error(e))
+    }
+
+    /// What is said for every line is parsed once.
+    fn run_cached(&self, sql: &str) -> Result<()> {
+        self.conn
+            .prepare_cached(sql)
+            .and_then(|mut s| s.execute([]))
+            .map(|_| ())
+            .map_err(|e| self.error(e))
     }
 
     /// A number of the meta table.

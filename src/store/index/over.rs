@@ -33,6 +33,7 @@ impl Index {
             fresh: Cell::new(true),
         };
         index.settings(schema::FRESH)?;
+        index.run(schema::WAL)?;
         index.run(schema::CREATE)?;
         index.run(SETTINGS)?;
         index

@@ -230,7 +230,7 @@ fn mailbox_row(r: &Row<'_>) -> rusqlite::Result<MailboxRow> {
     })
 }
 
-fn record_row(r: &Row<'_>) -> rusqlite::Result<RecordRow> {
+pub(super) fn record_row(r: &Row<'_>) -> rusqlite::Result<RecordRow> {
     let list = |column: usize| -> rusqlite::Result<Vec<Value>> {
         let text: Option<Vec<u8>> = r.get(column)?;
         match text.as_deref().map(value) {
@@ -269,8 +269,10 @@ fn record_row(r: &Row<'_>) -> rusqlite::Result<RecordRow> {
     })
 }
 
-const RECORD: &str = "SELECT mailbox_id, epoch, uid, modseq, last_updated, internaldate, size,
-    guid, flags, extra, expunged, gone, missing, arrived, annotations, changed FROM record ";
+pub(super) const RECORD: &str =
+    "SELECT mailbox_id, epoch, uid, modseq, last_updated, internaldate, size,
+    guid, flags, extra, expunged, gone, missing, arrived, annotations,
+    changed FROM record ";
 
 impl Index {
     pub(super) fn all<T>(

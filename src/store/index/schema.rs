@@ -26,9 +26,20 @@ pub const FRESH: &str = "PRAGMA synchronous = OFF; PRAGMA wal_autocheckpoint = 0
 /// From then on.
 pub const SETTLED: &str = "PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 4096;";
 
+/// While a new index is filled that nobody else opens: one large transaction, written once. The
+/// journal is there for what is taken back within it.
+pub const APART: &str = "
+    PRAGMA cache_size = -8192;
+    PRAGMA temp_store = MEMORY;
+    PRAGMA synchronous = OFF;
+    PRAGMA locking_mode = EXCLUSIVE;
+";
+
+/// The mode in which readers and a writer work side by side.
+pub const WAL: &str = "PRAGMA journal_mode = WAL;";
+
 /// A new index.
 pub const CREATE: &str = "
-    PRAGMA journal_mode = WAL;
     BEGIN;
     PRAGMA application_id = 0x4379426b;
     PRAGMA user_version = 1001;

@@ -334,11 +334,13 @@ class Ours(_Backup):
             raise RuntimeError("no version 1 in the JSON of: %s" % done)
         return document
 
-    def listing(self, users=(), shared=(), deleted=False):
-        """{mboxname: mailbox} by `mailboxes -j` and `messages -j`."""
+    def listing(self, users=(), shared=(), deleted=False, at=None):
+        """{mboxname: mailbox} by `mailboxes -j` and `messages -j`, now or `at` a time."""
         found = {}
+        then = ["--at", str(at)] if at else []
         wanted = [[user] for user in users] + [["-m", self.admin_name(name)] for name in shared]
         for words in wanted:
+            words = words + then
             boxes = {}
             for item in self.json("mailboxes", *words)["mailboxes"]:
                 if item["deleted"] is None:
@@ -369,11 +371,12 @@ class Ours(_Backup):
                 found[box["mboxname"]] = box
         return found
 
-    def own_listing(self, users):
-        """{userid: what is the user's own} by `show -j`."""
+    def own_listing(self, users, at=None):
+        """{userid: what is the user's own} by `show -j`, now or `at` a time."""
         found = {}
+        then = ["--at", str(at)] if at else []
         for user in users:
-            shown = self.json("show", user, "subscriptions", "seen", "sieve", "quota")
+            shown = self.json("show", user, "subscriptions", "seen", "sieve", "quota", *then)
             about = {"subscriptions": {s["mboxname"] for s in shown["subscriptions"]}}
             about["seen"] = {s["uniqueid"]: (s["lastuid"], s["seenuids"] or "") for s in shown["seen"]}
             about["sieve"] = {s["filename"]: (s["guid"], int(s["active"])) for s in shown["scripts"]}

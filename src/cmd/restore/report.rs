@@ -1,0 +1,208 @@
+//! What became of each mailbox, for people and as JSON.
+
+use super::super::output::{Out, plain};
+use super::super::{Context, admin_name};
+use crate::cyrus::mboxname::Namespace;
+use crate::error::{Error, Result};
+use crate::restore::{Done, Folder};
+use serde_json::{Value, json};
+
+/// One mailbox.
+#[derive(Debug)]
+pub struct Line {
+    from: String,
+    to: String,
+    wanted: u64,
+    wanted_bytes: u64,
+    bodiless: u64,
+    keep_uids: bool,
+    done: Done,
+}
+
+impl Line {
+    /// About a folder that was done, wholly or in part.
+    pub fn new(folder: &Folder, done: Done) -> Line {
+        Line {
+            from: folder.from.clone(),
+            to: folder.to.clone(),
+            wanted: folder.items.len() as u64,
+            wanted_bytes: folder.items.iter().map(|i| i.record.size).sum(),
+            bodiless: folder.bodiless,
+            keep_uids: folder.keep_uids,
+            done,
+        }
+    }
+}
+
+/// One backup.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Its key.
+    pub from: String,
+    /// Who got it.
+    pub userid: String,
+    /// Mailboxes in the order in which they were done.
+    pub lines: Vec<Line>,
+    /// Mailboxes that were not begun, since the run ended before.
+    pub not_begun: Vec<String>,
+    /// What was left out on purpose.
+    pub notes: Vec<String>,
+    /// What of the user's own data was not brought.
+    pub failed: Vec<String>,
+    /// Why it ended early.
+    pub error: Option<Error>,
+}
+
+impl Report {
+    /// Whether all that was wanted is there now.
+    pub fn is_well(&self) -> bool {
+        self.error.is_none()
+            && self.failed.is_empty()
+            && self
+                .lines
+                .iter()
+                .all(|l| l.done.failed.is_empty() && l.done.differs.is_empty())
+    }
+
+    /// For people. `dry_run`: what would be done.
+    pub fn text(&self, c: &Context, dry_run: bool, out: &mut Out) -> Result<()> {
+        let name = |n: &str| plain(&c.admin_name(n));
+        let mut sum = Done::default();
+        let (mut equal, mut unequal) = (0, 0);
+        for line in &self.lines {
+            let d = &line.done;
+            let mut text = vec![match (dry_run, d.brought) {
+                (true, n) => format!(
+                    "{n} of {} messages to bring, {} bytes",
+                    line.wanted, d.bytes
+                ),
+                (false, n) => format!("{n} of {} messages brought, {} bytes", line.wanted, d.bytes),
+            }];
+            let mut count = |n: u64, what: &str| {
+                if n > 0 {
+                    text.push(format!("{n} {what}"));
+                }
+            };
+            count(
+                u64::from(d.made),
+                if dry_run {
+                    "mailbox to make"
+                } else {
+                    "mailbox made"
+                },
+            );
+            count(d.there, "there already");
+            count(
+                d.flagged,
+                if dry_run {
+                    "to be flagged anew"
+                } else {
+                    "flagged anew"
+                },
+            );
+            count(line.bodiless, "never had a body here");
+            count(d.failed.len() as u64, "FAILED");
+            let to = match line.from == line.to {
+                true => String::new(),
+                false => format!(" -> {}", name(&line.to)),
+            };
+            out.line(format_args!(
+                "{}{to}: {}",
+                name(&line.from),
+                text.join(", ")
+            ))?;
+            for (uid, why) in &d.failed {
+                match uid {
+                    0 => out.line(format_args!("  failed: {}", plain(why)))?,
+                    _ => out.line(format_args!("  failed: uid {uid}: {}", plain(why)))?,
+                }
+            }
+            for what in &d.differs {
+                out.line(format_args!("  not equal: {}", plain(what)))?;
+            }
+            for note in &d.notes {
+                out.line(format_args!("  note: {}", plain(note)))?;
+            }
+            if line.keep_uids && !dry_run {
+                match d.differs.is_empty() && d.failed.is_empty() {
+                    true => equal += 1,
+                    false => unequal += 1,
+                }
+            }
+            sum.brought += d.brought;
+            sum.bytes += d.bytes;
+            sum.there += d.there;
+            sum.flagged += d.flagged;
+            sum.failed.extend_from_slice(&d.failed);
+        }
+        let user = plain(&self.from);
+        for mailbox in &self.not_begun {
+            out.line(format_args!("{}: not begun", name(mailbox)))?;
+        }
+        for what in &self.failed {
+            out.line(format_args!("{user}: failed: {}", plain(what)))?;
+        }
+        for note in &self.notes {
+            out.line(format_args!("{user}: note: {}", plain(note)))?;
+        }
+        if equal + unequal > 0 {
+            out.line(format_args!(
+                "{user}: {equal} mailboxes are equal, {unequal} are not"
+            ))?;
+        }
+        out.line(format_args!(
+            "{user}: {} messages {}, {} bytes; {} there already, {} flagged anew, {} failed",
+            sum.brought,
+            if dry_run { "to bring" } else { "brought" },
+            sum.bytes,
+            sum.there,
+            sum.flagged,
+            sum.failed.len() + self.failed.len()
+        ))
+    }
+
+    /// As an object.
+    pub fn json(&self, ns: &Namespace) -> Value {
+        let lines: Value = self
+            .lines
+            .iter()
+            .map(|l| {
+                let d = &l.done;
+                let failed: Value = d
+                    .failed
+                    .iter()
+                    .map(|(uid, why)| json!({"uid": uid, "why": why}))
+                    .collect();
+                let mut line = json!({
+                    "mboxname": l.from,
+                    "adminname": admin_name(&l.from, ns),
+                    "to": l.to,
+                    "to_adminname": admin_name(&l.to, ns),
+                    "wanted": l.wanted,
+                    "wanted_bytes": l.wanted_bytes,
+                    "made": d.made,
+                    "brought": d.brought,
+                    "bytes": d.bytes,
+                    "there": d.there,
+                    "flagged": d.flagged,
+                    "bodiless": l.bodiless,
+                    "failed": failed,
+                    "notes": d.notes,
+                });
+                if l.keep_uids {
+                    line["differs"] = json!(d.differs);
+                }
+                line
+            })
+            .collect();
+        json!({
+            "from": self.from,
+            "userid": self.userid,
+            "mailboxes": lines,
+            "not_begun": self.not_begun,
+            "notes": self.notes,
+            "failed": self.failed,
+            "error": self.error.as_ref().map(Error::to_string),
+        })
+    }
+}

@@ -1,0 +1,381 @@
+//! Goes through the backups: chooses, connects, brings, reports.
+//!
+//! A server gets a connection for each user, several at a time; files are one destination for all, one
+//! user after the other. An error of the destination ends the whole run, after a report of what is
+//! there and what is not; run again, it goes on where it stopped, since nothing is brought twice.
+//! So do INT and TERM, between two messages.
+
+use super::super::mailboxes::candidates;
+use super::super::output::Out;
+use super::super::parallel::in_order;
+use super::super::select::Chosen;
+use super::super::{Context, Outcome, status};
+use super::report::{Line, Report};
+use super::{Args, guids};
+use crate::client::Login;
+use crate::client::csync::Timeouts;
+use crate::cyrus::config::options::Opt;
+use crate::cyrus::guid::Guid;
+use crate::error::{Error, Kind, Result};
+use crate::restore::bodies::FromBackup;
+use crate::restore::choose::{Pick, Wanted, Which, choose};
+use crate::restore::out::{Setting, open};
+use crate::restore::target::Target;
+use crate::restore::{Bodies, Destination, Done};
+use crate::sys::identity;
+use crate::util::progress::Progress;
+use serde_json::json;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// What all users have in common.
+struct Work<'a> {
+    args: &'a Args,
+    c: &'a Context,
+    wanted: Wanted,
+    setting: Setting,
+    stop: Arc<AtomicBool>,
+    meter: Meter,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
+    let mut listed = args.guids.clone();
+    if let Some(file) = &args.guid_file {
+        listed.extend(guids::read(file)?);
+    }
+    let some = !args.guids.is_empty() || args.guid_file.is_some();
+    let wanted = Wanted {
+        mailboxes: Vec::new(),
+        recursive: args.recursive,
+        guids: some.then_some(listed),
+        // Who names a message wants it, whatever became of it.
+        which: args.which.unwrap_or(match some && args.at.is_none() {
+            true => Which::Ever,
+            false => Which::Alive,
+        }),
+        since: args.since.map(|t| t.0),
+        until: args.until.map(|t| t.0),
+        what: args.what(),
+        flags_only: args.flags_only,
+        keep_uids: args.keep_uids,
+        newest_first: args.newest_first,
+        into: args.into(c)?,
+        user: args.user(c)?,
+        partition: args.partition.clone(),
+        acl: args.acl.clone(),
+    };
+    let found = args.select.find(&c.catalog(), &c.namespace)?;
+    if !args.select.is_set() {
+        if let Some((name, e)) = found.missing.into_iter().next() {
+            return Err(match e.kind() {
+                Kind::NotFound => Error::new(Kind::NotFound, format!("{name}: {e}")),
+                _ => e,
+            });
+        }
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, stop.clone())
+            .map_err(|e| Error::io("cannot watch for signals", e))?;
+    }
+    let work = Work {
+        args,
+        c,
+        wanted,
+        setting: setting(c),
+        stop,
+        meter: Meter::new(&found.chosen),
+    };
+    work.all(&found.chosen, out)
+}
+
+/// What imapd.conf says about servers to restore to.
+fn setting(c: &Context) -> Setting {
+    let config = &c.config;
+    let text = |opt| config.text(opt).filter(|t| !t.is_empty());
+    let pair = |name, password| {
+        let user = text(name)?.to_owned();
+        let password = text(password).unwrap_or_default().as_bytes().to_vec();
+        let allow_plaintext = false;
+        Some(Login {
+            user,
+            password,
+            allow_plaintext,
+        })
+    };
+    let login = pair(Opt::RestoreAuthname, Opt::RestorePassword)
+        .or_else(|| pair(Opt::SyncAuthname, Opt::SyncPassword));
+    Setting {
+        login,
+        timeouts: Timeouts {
+            work: config.sync_timeout(),
+            ..Timeouts::default()
+        },
+        namespace: c.namespace.clone(),
+    }
+}
+
+impl Work<'_> {
+    fn all(&self, chosen: &[Chosen], out: &mut Out) -> Result<Outcome> {
+        let mut worst = None;
+        let mut ended = false;
+        let uid = identity::current_uid();
+        let mut tell = |out: &mut dyn FnMut(&Report) -> Result<()>, report: Report| {
+            log::info!(
+                "restore from={} to={} user={} uid={uid}",
+                report.from,
+                self.args
+                    .to
+                    .as_ref()
+                    .map_or_else(|| "nowhere".into(), Target::to_string),
+                report.userid
+            );
+            out(&report)?;
+            if let Some(e) = &report.error {
+                self.c.complain(&report.from, e);
+                worst.get_or_insert(e.kind());
+            } else if !report.is_well() {
+                let e = Error::new(Kind::Io, "not everything was restored");
+                self.c.complain(&report.from, &e);
+            }
+            Ok(())
+        };
+        let server = self.args.to.as_ref().is_none_or(Target::is_server);
+        let mut each = |tell_one: &mut dyn FnMut(Report) -> Result<()>| -> Result<usize> {
+            if server {
+                let jobs = self.args.jobs;
+                return in_order(
+                    chosen,
+                    jobs,
+                    None,
+                    |one| self.user(one, None),
+                    |_, report| match report {
+                        Some(report) => tell_one(report),
+                        None => {
+                            ended = true;
+                            Ok(())
+                        }
+                    },
+                );
+            }
+            let mut files = self.open()?;
+            let mut n = 0;
+            for one in chosen {
+                match self.user(one, files.as_deref_mut()) {
+                    Some(report) => tell_one(report)?,
+                    None => break,
+                }
+                n += 1;
+            }
+            if let (Some(files), false) = (&mut files, self.stop.load(Ordering::Relaxed)) {
+                files.finish()?;
+            }
+            Ok(n)
+        };
+        let dry_run = self.args.dry_run;
+        if self.args.json {
+            let to = self.args.to.as_ref().map(Target::to_string);
+            let fields = [("to", json!(to)), ("dry_run", json!(dry_run))];
+            out.document(&fields, |d| {
+                d.list("users")?;
+                each(&mut |report| tell(&mut |r| d.row(&r.json(&self.c.namespace)), report))
+                    .map(drop)
+            })?;
+        } else {
+            each(&mut |report| tell(&mut |r| r.text(self.c, dry_run, out), report))?;
+        }
+        Ok(match worst {
+            Some(kind) if !self.args.select.is_set() => Outcome::Status(status(kind)),
+            _ => self.c.outcome(),
+        })
+    }
+
+    fn open(&self) -> Result<Option<Box<dyn Destination>>> {
+        let open = |target| open(target, &self.setting);
+        self.args.to.as_ref().map(open).transpose()
+    }
+
+    /// One user; `None` if the run has ended before.
+    fn user(
+        &self,
+        chosen: &Chosen,
+        files: Option<&mut (dyn Destination + 'static)>,
+    ) -> Option<Report> {
+        if self.stop.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut report = Report {
+            from: chosen.name(),
+            ..Report::default()
+        };
+        if let Err(e) = self.bring(chosen, files, &mut report) {
+            report.error = Some(e);
+        }
+        Some(report)
+    }
+
+    fn bring(
+        &self,
+        chosen: &Chosen,
+        files: Option<&mut (dyn Destination + 'static)>,
+        report: &mut Report,
+    ) -> Result<()> {
+        let c = self.c;
+        let view = c.open_at(chosen, self.args.at)?;
+        report.from.clone_from(&view.key);
+        let mut wanted = self.wanted.clone();
+        let pick = |name: &String| Pick {
+            typed: name.clone(),
+            names: candidates(name, &view.key, c).0,
+        };
+        wanted.mailboxes = self.args.mailboxes.iter().map(pick).collect();
+        let plan = choose(view.index(), &view.key, &wanted, &c.namespace)
+            .map_err(|e| e.for_user(&view.key))?;
+        report.userid.clone_from(&plan.userid);
+        report.notes.clone_from(&plan.notes);
+        let missing = self.missing(&wanted, &plan);
+        if missing > 0 {
+            report.failed.push(format!(
+                "{missing} of the messages named are not in this backup"
+            ));
+        }
+        let mut own = None;
+        let to: Option<&mut dyn Destination> = match files {
+            Some(files) => Some(files),
+            None => {
+                own = self.open()?;
+                own.as_deref_mut().map(|d| d as &mut dyn Destination)
+            }
+        };
+        let Some(to) = to else {
+            for folder in &plan.folders {
+                let done = Done {
+                    brought: folder.items.len() as u64,
+                    bytes: folder.items.iter().map(|i| i.record.size).sum(),
+                    ..Done::default()
+                };
+                report.lines.push(Line::new(folder, done));
+            }
+            return Ok(());
+        };
+        let dry_run = self.args.dry_run;
+        let mut bodies = Watched {
+            inner: FromBackup::new(&view.reader),
+            stop: &self.stop,
+            meter: &self.meter,
+            share: self.meter.share(chosen, plan.totals().1),
+        };
+        let mut left: Vec<String> = plan.folders.iter().map(|f| f.from.clone()).collect();
+        left.reverse();
+        let result = (|| {
+            to.begin(&plan, dry_run)?;
+            for folder in &plan.folders {
+                if self.stop.load(Ordering::Relaxed) {
+                    return Err(stopped());
+                }
+                left.pop();
+                let mut done = Done::default();
+                let result = to.folder(folder, &mut bodies, dry_run, &mut done);
+                report.lines.push(Line::new(folder, done));
+                result.map_err(|e| e.place(c.admin_name(&folder.to)))?;
+            }
+            report.failed.extend(to.user(&plan, dry_run)?);
+            Ok(())
+        })();
+        left.reverse();
+        report.not_begun = left;
+        if let Some(mut own) = own {
+            if result.is_ok() {
+                own.finish()?;
+            }
+        }
+        if result.is_err() {
+            // The destination is gone or full: other users would fare no better.
+            self.stop.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+
+    /// Messages that were named and are nowhere in one backup; of several each may lack some.
+    fn missing(&self, wanted: &Wanted, plan: &crate::restore::Plan) -> usize {
+        let Some(guids) = wanted.guids.as_ref().filter(|_| !self.args.select.is_set()) else {
+            return 0;
+        };
+        let items = plan.folders.iter().flat_map(|f| &f.items);
+        let found: HashSet<Guid> = items.map(|i| i.record.guid).collect();
+        guids.iter().filter(|g| !found.contains(g)).count()
+    }
+}
+
+fn stopped() -> Error {
+    Error::new(Kind::Stopping, "stopped: run it again to go on")
+}
+
+/// How far it is, for all users together: in bytes of the one user's messages, or of data files.
+struct Meter {
+    progress: OnceLock<Progress>,
+    /// Bytes of all data files, if there are several.
+    files: Option<u64>,
+    done: AtomicU64,
+}
+
+impl Meter {
+    fn new(chosen: &[Chosen]) -> Meter {
+        let files = chosen.iter().map(Self::weight).sum();
+        Meter {
+            progress: OnceLock::new(),
+            files: (chosen.len() > 1).then_some(files),
+            done: AtomicU64::new(0),
+        }
+    }
+
+    fn weight(chosen: &Chosen) -> u64 {
+        std::fs::metadata(&chosen.path).map_or(0, |m| m.len())
+    }
+
+    /// What of the whole each byte of this user's messages is; there are so many of them.
+    fn share(&self, chosen: &Chosen, bytes: u64) -> f64 {
+        self.progress
+            .get_or_init(|| Progress::new("restore", self.files.unwrap_or(bytes)));
+        match self.files {
+            Some(_) => Self::weight(chosen) as f64 / bytes.max(1) as f64,
+            None => 1.0,
+        }
+    }
+
+    fn add(&self, bytes: usize, share: f64) {
+        let more = (bytes as f64 * share) as u64;
+        let done = self.done.fetch_add(more, Ordering::Relaxed) + more;
+        if let Some(progress) = self.progress.get() {
+            progress.at(done);
+        }
+    }
+}
+
+/// Bodies, counted; ends when told to.
+struct Watched<'a> {
+    inner: FromBackup<'a>,
+    stop: &'a AtomicBool,
+    meter: &'a Meter,
+    share: f64,
+}
+
+impl Bodies for Watched<'_> {
+    fn body(&mut self, guid: Guid, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(stopped());
+        }
+        let (meter, share) = (self.meter, self.share);
+        self.inner.body(guid, &mut |part| {
+            meter.add(part.len(), share);
+            sink(part)
+        })
+    }
+
+    fn order(&mut self, guids: &mut [Guid]) -> Result<()> {
+        self.inner.order(guids)
+    }
+}

@@ -1,0 +1,140 @@
+//! Going through header fields and records quickly: rows are looked at where SQLite has them, and
+//! only what is wanted is made into values.
+
+use super::Index;
+use super::read::{RECORD, RecordRow, record_row};
+use crate::cyrus::header::Envelope;
+use crate::error::Result;
+use rusqlite::types::ValueRef;
+use rusqlite::{OptionalExtension, params};
+
+/// One of the fields the index keeps of a message's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// From
+    From,
+    /// To
+    To,
+    /// Cc
+    Cc,
+    /// Subject
+    Subject,
+    /// Message-ID
+    MessageId,
+}
+
+impl Field {
+    fn column(self) -> &'static str {
+        match self {
+            Field::From => "from_",
+            Field::To => "to_",
+            Field::Cc => "cc",
+            Field::Subject => "subject",
+            Field::MessageId => "message_id",
+        }
+    }
+}
+
+/// Which records are wanted; times are inclusive, in seconds.
+#[derive(Clone, Debug, Default)]
+pub struct RecordFilter {
+    /// Internal date not before.
+    pub since: Option<i64>,
+    /// Internal date not after.
+    pub until: Option<i64>,
+    /// Only those that are expunged (true), or are not (false).
+    pub expunged: Option<bool>,
+    /// Lower-case text that stands in the flags, without a backslash.
+    pub flags: Vec<String>,
+}
+
+/// Told of a message: its GUID, and the wanted fields.
+pub type EachFields<'a> = dyn FnMut(&[u8], &[&[u8]]) -> Result<()> + 'a;
+
+impl Index {
+    /// Hands the wanted fields of each message to `each`, in the order of arrival. A field that is
+    /// absent is empty.
+    pub fn fields(&self, fields: &[Field], each: &mut EachFields<'_>) -> Result<()> {
+        let columns: Vec<&str> = fields.iter().map(|f| f.column()).collect();
+        let sql = format!("SELECT guid, {} FROM message", columns.join(", "));
+        let mut statement = self.conn.prepare_cached(&sql).map_err(|e| self.error(e))?;
+        let mut rows = statement.query([]).map_err(|e| self.error(e))?;
+        while let Some(row) = rows.next().map_err(|e| self.error(e))? {
+            let mut values: [&[u8]; 8] = [b""; 8];
+            let values = &mut values[..fields.len().min(8)];
+            for (at, value) in values.iter_mut().enumerate() {
+                *value = bytes(row.get_ref(at + 1).map_err(|e| self.error(e))?);
+            }
+            let guid = bytes(row.get_ref(0).map_err(|e| self.error(e))?);
+            each(guid, values)?;
+        }
+        Ok(())
+    }
+
+    /// Hands the records of a mailbox to `each` that pass the filter and whose GUID is wanted, by
+    /// epoch and UID.
+    pub fn records_where(
+        &self,
+        mailbox_id: i64,
+        filter: &RecordFilter,
+        wanted: &dyn Fn(&[u8]) -> bool,
+        each: &mut dyn FnMut(RecordRow) -> Result<()>,
+    ) -> Result<()> {
+        let sql = format!(
+            "{RECORD} WHERE mailbox_id = ?1
+             AND (?2 IS NULL OR internaldate >= ?2) AND (?3 IS NULL OR internaldate <= ?3)
+             AND (?4 IS NULL OR (expunged IS NOT NULL) = ?4) ORDER BY epoch, uid"
+        );
+        let mut statement = self.conn.prepare_cached(&sql).map_err(|e| self.error(e))?;
+        let mut rows = statement
+            .query(params![
+                mailbox_id,
+                filter.since,
+                filter.until,
+                filter.expunged
+            ])
+            .map_err(|e| self.error(e))?;
+        while let Some(row) = rows.next().map_err(|e| self.error(e))? {
+            // The columns of GUID and flags in RECORD.
+            let column = |n| row.get_ref(n).map(bytes).map_err(|e| self.error(e));
+            let flags = column(8)?;
+            let has = |flag: &String| {
+                let mut places = flags.windows(flag.len().max(1));
+                flag.is_empty() || places.any(|w| w.eq_ignore_ascii_case(flag.as_bytes()))
+            };
+            if wanted(column(7)?) && filter.flags.iter().all(has) {
+                each(record_row(row).map_err(|e| self.error(e))?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The header fields of a message, as they stand; `None` if no body of it came.
+    pub fn envelope(&self, guid: &[u8]) -> Result<Option<Envelope>> {
+        self.conn
+            .prepare_cached(
+                "SELECT from_, to_, cc, subject, message_id, date FROM message WHERE guid = ?1",
+            )
+            .and_then(|mut s| {
+                s.query_row([guid], |r| {
+                    Ok(Envelope {
+                        from: r.get(0)?,
+                        to: r.get(1)?,
+                        cc: r.get(2)?,
+                        subject: r.get(3)?,
+                        message_id: r.get(4)?,
+                        date: r.get(5)?,
+                    })
+                })
+                .optional()
+            })
+            .map_err(|e| self.error(e))
+    }
+}
+
+fn bytes(value: ValueRef<'_>) -> &[u8] {
+    match value {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes,
+        _ => b"",
+    }
+}

@@ -1,0 +1,214 @@
+//! Finding messages by what is known of them: header fields, mailbox, dates, flags, alive or deleted.
+//!
+//! From the index alone. First the header fields of all bodies are gone through, and the messages
+//! that match are remembered by GUID; then the records of the wanted mailboxes. Fields are compared
+//! decoded and without case; those that are plain ASCII, which is most, are not copied more than
+//! once for it.
+
+use super::index::{Field, Index, MailboxRow, RecordFilter, RecordRow};
+use crate::cyrus::encoded::{decode, fold};
+use crate::cyrus::header::Envelope;
+use crate::cyrus::mboxname::{MboxName, Namespace};
+use crate::error::Result;
+use std::collections::HashSet;
+
+/// Alive or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum State {
+    /// Both.
+    #[default]
+    Any,
+    /// What the server has.
+    Alive,
+    /// What the server has no longer: expunged, gone, or in a deleted mailbox.
+    Deleted,
+}
+
+/// What is looked for; all of it must be so. The default finds everything.
+#[derive(Clone, Debug, Default)]
+pub struct Query {
+    headers: Vec<(Field, Vec<String>)>,
+    /// Internal date not before, in seconds.
+    pub since: Option<i64>,
+    /// Internal date not after.
+    pub until: Option<i64>,
+    /// Alive or deleted.
+    pub state: State,
+    /// Deleted not before; such a message is deleted.
+    pub deleted_since: Option<i64>,
+    /// Deleted not after.
+    pub deleted_until: Option<i64>,
+    /// Flags that are set; without case.
+    pub flags: Vec<String>,
+    /// Flags that are not.
+    pub not_flags: Vec<String>,
+}
+
+/// A message that was found, in one mailbox.
+#[derive(Debug)]
+pub struct Hit<'a> {
+    /// Where it is, or was.
+    pub mailbox: &'a MailboxRow,
+    /// The message there.
+    pub record: RecordRow,
+    /// When it was deleted: by itself, or with its mailbox.
+    pub deleted: Option<i64>,
+    /// Its header fields, decoded; `None` if no body came.
+    pub envelope: Option<Envelope>,
+}
+
+impl Query {
+    /// Wants every word of `text` somewhere in the field, in any case.
+    pub fn header(&mut self, field: Field, text: &str) {
+        let words = text.split_whitespace().map(fold).collect();
+        self.headers.push((field, words));
+    }
+
+    /// Hands all messages that match to `each`, by mailbox, epoch and UID. Looks only into mailboxes
+    /// that `within` accepts. Stops at the first error.
+    pub fn run(
+        &self,
+        index: &Index,
+        ns: &Namespace,
+        within: &dyn Fn(&MailboxRow) -> bool,
+        each: &mut dyn FnMut(Hit<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let with_deleted = self.state != State::Alive;
+        let mut mailboxes = index.mailboxes(with_deleted)?;
+        mailboxes.retain(|m| within(m));
+        if mailboxes.is_empty() {
+            return Ok(());
+        }
+        let guids = match self.headers.is_empty() {
+            true => None,
+            false => Some(self.guids(index)?),
+        };
+        if guids.as_ref().is_some_and(HashSet::is_empty) {
+            return Ok(());
+        }
+        let wanted = |guid: &[u8]| match &guids {
+            None => true,
+            Some(guids) => guids.contains(guid),
+        };
+        // In the rows flags may be quoted; of such there is no telling without reading them.
+        let atoms = self.flags.iter().map(|f| f.trim_start_matches('\\'));
+        let atoms = atoms.filter(|f| f.bytes().all(|b| b.is_ascii_alphanumeric()));
+        let flags: Vec<String> = atoms.map(str::to_ascii_lowercase).collect();
+        for mailbox in &mailboxes {
+            let with_it = deleted_at(mailbox, ns);
+            let filter = RecordFilter {
+                since: self.since,
+                until: self.until,
+                expunged: match (self.state, with_it) {
+                    (State::Alive, Some(_)) => continue,
+                    (State::Alive, None) => Some(false),
+                    (State::Deleted, None) => Some(true),
+                    _ => None,
+                },
+                flags: flags.clone(),
+            };
+            index.records_where(mailbox.id, &filter, &wanted, &mut |record| {
+                let deleted = record.expunged.or(with_it);
+                if !self.is_wanted(&record, deleted) {
+                    return Ok(());
+                }
+                let envelope = index.envelope(&record.record.guid.0)?;
+                each(Hit {
+                    mailbox,
+                    record,
+                    deleted,
+                    envelope: envelope.map(decoded),
+                })
+            })?;
+        }
+        Ok(())
+    }
+
+    fn guids(&self, index: &Index) -> Result<HashSet<[u8; 20]>> {
+        let fields: Vec<Field> = self.headers.iter().map(|(field, _)| *field).collect();
+        let mut found = HashSet::new();
+        let mut lower = Vec::new();
+        index.fields(&fields, &mut |guid, values| {
+            let matches = self
+                .headers
+                .iter()
+                .zip(values)
+                .all(|((_, words), value)| has_all(value, words, &mut lower));
+            if let (true, Ok(guid)) = (matches, guid.try_into()) {
+                found.insert(guid);
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    fn is_wanted(&self, row: &RecordRow, deleted: Option<i64>) -> bool {
+        let after = self
+            .deleted_since
+            .is_none_or(|t| deleted.is_some_and(|d| d >= t));
+        let before = self
+            .deleted_until
+            .is_none_or(|t| deleted.is_some_and(|d| d <= t));
+        let has = |flag: &String| {
+            let mut flags = row.record.flags.iter().filter_map(|f| f.as_bytes());
+            flags.any(|f| f.eq_ignore_ascii_case(flag.as_bytes()))
+        };
+        after && before && self.flags.iter().all(has) && !self.not_flags.iter().any(has)
+    }
+}
+
+/// When a mailbox was deleted. One that the server keeps below the deleted prefix has been since the
+/// time in its name.
+pub fn deleted_at(mailbox: &MailboxRow, ns: &Namespace) -> Option<i64> {
+    let name = MboxName::parse(&mailbox.mboxname, ns).ok();
+    name.and_then(|n| n.deleted()).or(mailbox.deleted)
+}
+
+/// Whether a field has all words, which are folded. `lower` is for reuse.
+fn has_all(value: &[u8], words: &[String], lower: &mut Vec<u8>) -> bool {
+    let plain = value.is_ascii() && !value.windows(2).any(|w| w == b"=?");
+    if !plain {
+        let text = fold(&decode(&String::from_utf8_lossy(value)));
+        return words.iter().all(|w| text.contains(w.as_str()));
+    }
+    lower.clear();
+    lower.extend_from_slice(value);
+    lower.make_ascii_lowercase();
+    match std::str::from_utf8(lower) {
+        Ok(text) => words.iter().all(|w| text.contains(w.as_str())),
+        Err(_) => false,
+    }
+}
+
+/// The same fields with their encoded words decoded.
+pub fn decoded(envelope: Envelope) -> Envelope {
+    let text = |value: Option<String>| value.map(|v| decode(&v).into_owned());
+    Envelope {
+        from: text(envelope.from),
+        to: text(envelope.to),
+        cc: text(envelope.cc),
+        subject: text(envelope.subject),
+        message_id: envelope.message_id,
+        date: envelope.date,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_anded_and_case_is_none() {
+        let has = |value: &str, text: &str| {
+            let words: Vec<String> = text.split_whitespace().map(fold).collect();
+            has_all(value.as_bytes(), &words, &mut b"old".to_vec())
+        };
+        assert!(has("Quarterly Report", "REPORT quart"));
+        assert!(!has("Quarterly Report", "report annual"));
+        assert!(has("anything", "") && has("", ""));
+        assert!(!has("", "x"));
+        assert!(has("=?utf-8?Q?Gr=C3=9C=C3=9Fe?=", "gr\u{fc}\u{df}"));
+        assert!(!has("=?utf-8?Q?Gr=C3=9C=C3=9Fe?=", "utf-8"));
+        assert!(has("M\u{dc}LLER =? x", "m\u{fc}ller =?"));
+    }
+}
