@@ -92,6 +92,15 @@ pub fn init(
     Ok(())
 }
 
+/// Sends one line of level info, for programs whose log is elsewhere; false if nobody took it.
+pub fn event(ident: &str, prefix: Option<&str>, facility: Facility, text: &str) -> bool {
+    let path = std::env::var_os(SOCKET_ENV).map_or_else(|| PathBuf::from(SOCKET), PathBuf::from);
+    let syslog = Syslog::new(path, ident, prefix, facility, LevelFilter::Info, false);
+    let line = syslog.line(Level::Info, &escaped(text));
+    let mut link = syslog.link.lock().unwrap_or_else(PoisonError::into_inner);
+    link.send(&line)
+}
+
 struct Syslog {
     /// `prefix/ident`.
     name: String,

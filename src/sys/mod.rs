@@ -1,4 +1,5 @@
-//! The only unsafe code: locks, inherited descriptors, identity, memory, terminal. Decides nothing.
+//! The only unsafe code: locks, inherited descriptors, identity, memory, priority,
+//! terminal. Decides nothing.
 #![allow(unsafe_code)]
 
 pub mod clock;
@@ -7,4 +8,5 @@ pub mod fs;
 pub mod identity;
 pub mod lock;
 pub mod memory;
+pub mod priority;
 pub mod tty;

@@ -94,7 +94,11 @@ fn history(seed: u64) {
             continue;
         }
         let newest = Reader::open(&dir.data(), Stale::Repair(SETTINGS)).unwrap();
-        let newest = newest.index().last_chunk().unwrap().map_or(0, |c| c.last_time);
+        let newest = newest
+            .index()
+            .last_chunk()
+            .unwrap()
+            .map_or(0, |c| c.last_time);
         let now = life.now.max(newest) + dice.roll(2) as i64 * dice.roll(300) as i64;
         let times = Times {
             retention: &retention,
@@ -114,7 +118,8 @@ fn history(seed: u64) {
             .filter(|t| *t >= history_edge)
             .collect();
         moments.push(history_edge);
-        moments.extend((0..3).map(|_| history_edge + dice.roll((now - history_edge) as u64) as i64));
+        moments
+            .extend((0..3).map(|_| history_edge + dice.roll((now - history_edge) as u64) as i64));
         while moments.len() > 12 {
             moments.swap_remove(dice.roll(moments.len() as u64) as usize);
         }

@@ -240,7 +240,11 @@ impl<'a> Life<'a> {
     fn rename(&mut self) {
         let at = self.dice.roll(self.folders.len() as u64) as usize;
         let name = match self.dice.roll(2) {
-            0 => format!("DELETED.{}.5F0000{:02X}", self.folders[at].name, self.dice.roll(90)),
+            0 => format!(
+                "DELETED.{}.5F0000{:02X}",
+                self.folders[at].name,
+                self.dice.roll(90)
+            ),
             _ => format!("user.anna{}", NAMES[self.dice.roll(4) as usize]),
         };
         if name.contains("DELETED.DELETED") || self.folders.iter().any(|f| f.name == name) {
@@ -507,7 +511,10 @@ pub fn rows(index: &Index, edge: &dyn Fn(&str) -> i64) -> Vec<String> {
                         r.gone,
                         r.missing
                     ));
-                    out.push(format!("{} {} changed {}", m.uniqueid, r.record.uid, r.changed));
+                    out.push(format!(
+                        "{} {} changed {}",
+                        m.uniqueid, r.record.uid, r.changed
+                    ));
                 }
                 Ok(())
             })

@@ -112,7 +112,11 @@ impl Plan {
 pub fn plan(members: &[Member], stretches: &Stretches, sizes: &Sizes) -> Plan {
     let mut out = Plan::default();
     let end = stretches.advance.or(stretches.state.map(|s| s.0 - 1));
-    let is_state = |m: &Member| stretches.state.is_some_and(|(a, b)| (a..=b).contains(&m.id));
+    let is_state = |m: &Member| {
+        stretches
+            .state
+            .is_some_and(|(a, b)| (a..=b).contains(&m.id))
+    };
     let before = |m: &Member| end.is_some_and(|end| m.id <= end);
     let fates: Vec<Fate> = members
         .iter()
@@ -232,7 +236,11 @@ impl<'a> Groups<'a> {
         let Some(m) = self.members.get(at) else {
             return 0;
         };
-        if lines && !m.bodies_only { m.plain } else { m.kept }
+        if lines && !m.bodies_only {
+            m.plain
+        } else {
+            m.kept
+        }
     }
 
     fn rewrite(&mut self, at: usize, lines: bool) {

@@ -113,7 +113,10 @@ fn member(
         }
     }
     if take.bodies && found < source.bodies.len() {
-        return Err(Error::new(Kind::Damaged, "bodies are not where they should be"));
+        return Err(Error::new(
+            Kind::Damaged,
+            "bodies are not where they should be",
+        ));
     }
     let mut reader = parser.into_inner().inner;
     match reader.end().map_err(|e| Error::io("cannot read log", e))? {

@@ -5,6 +5,7 @@ use super::out::{Out, XFL, XFL_AT};
 use super::plan::{Member, Plan, Sizes, Step, Stretches, plan};
 use super::rewrite::{Source, Take, rewrite};
 use super::{Outcome, Policy, Report, new_path, state, switch};
+use crate::cyrus::dlist::Value;
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
 use crate::store::backup::Backup;
@@ -15,7 +16,6 @@ use crate::store::lock::{Create, DataLock, Wait};
 use crate::store::past;
 use crate::store::reader::{Reader, Stale};
 use crate::store::reindex::{self, From, Trailing};
-use crate::cyrus::dlist::Value;
 use crate::util::hex;
 use crate::util::time::Timestamp;
 use sha2::{Digest, Sha256};
@@ -57,12 +57,13 @@ pub fn compact(
     if survey.report.outcome != Outcome::Done || policy.dry_run {
         return Ok(survey.report);
     }
-    let lock = DataLock::acquire(&new_path(path), Wait::No, Create::IfMissing).map_err(|e| {
-        match e.kind() {
-            Kind::Locked => Error::new(Kind::Locked, "is being compacted already").at(path),
-            _ => e,
-        }
-    })?;
+    let lock =
+        DataLock::acquire(&new_path(path), Wait::No, Create::IfMissing).map_err(|e| {
+            match e.kind() {
+                Kind::Locked => Error::new(Kind::Locked, "is being compacted already").at(path),
+                _ => e,
+            }
+        })?;
     let made = make(path, key, policy, times, scratch, reader, survey, &lock);
     if made.is_err() {
         // The old pair is as it was, unless the new log has taken its name already.
@@ -100,7 +101,6 @@ fn opened(path: &Path, key: &str, policy: &Policy, times: &Times<'_>) -> Result<
 
 /// What is to be done.
 struct Survey {
-    need: Need,
     chunks: Vec<ChunkRow>,
     /// Of each chunk the places of its needed bodies.
     bodies: HashMap<i64, Vec<u64>>,
@@ -165,7 +165,6 @@ impl Survey {
             previous: None,
         };
         Ok(Survey {
-            need,
             chunks: sealed,
             bodies,
             members,
@@ -627,7 +626,10 @@ impl Making<'_> {
             to += n as u64;
         }
         if hasher.finalize()[..] != source.sha256[..] {
-            let e = Error::new(Kind::Damaged, "compressed bytes differ from what was written");
+            let e = Error::new(
+                Kind::Damaged,
+                "compressed bytes differ from what was written",
+            );
             return Err(e.in_chunk(source.id, source.offset));
         }
         Ok(to)

@@ -37,7 +37,11 @@ pub struct Stating<'a> {
 
 /// Writes it, in members of its own.
 pub fn write(what: &Stating<'_>, out: &mut Out<'_>) -> Result<()> {
-    let mut writer = Writer { what, out, at: None };
+    let mut writer = Writer {
+        what,
+        out,
+        at: None,
+    };
     let mut mailboxes = what.then.mailboxes(true)?;
     mailboxes.sort_by_key(|m| m.deleted.is_none());
     for mailbox in &mailboxes {
@@ -184,19 +188,17 @@ impl Writer<'_, '_> {
                 lines.push(Line::private("PAST", fact));
             }
         };
-        self.what
-            .then
-            .records(mailbox.id, None, true, &mut |row| {
-                if row.epoch == mailbox.epoch || fate.drops(live, mailbox, &row)? {
-                    return Ok(());
-                }
-                if row.epoch != epoch || batch.len() >= PAST_RECORDS {
-                    close(epoch, &mut batch);
-                    epoch = row.epoch;
-                }
-                batch.push(stated(row));
-                Ok(())
-            })?;
+        self.what.then.records(mailbox.id, None, true, &mut |row| {
+            if row.epoch == mailbox.epoch || fate.drops(live, mailbox, &row)? {
+                return Ok(());
+            }
+            if row.epoch != epoch || batch.len() >= PAST_RECORDS {
+                close(epoch, &mut batch);
+                epoch = row.epoch;
+            }
+            batch.push(stated(row));
+            Ok(())
+        })?;
         close(epoch, &mut batch);
         for line in lines {
             self.open()?;
@@ -319,8 +321,10 @@ impl Fate {
         let later = live.record(now.id, row.epoch, row.record.uid)?;
         Ok(match later {
             None => true,
-            Some(later) => expired(went(later.expunged, now.deleted), self.edge)
-                && later.expunged == row.expunged,
+            Some(later) => {
+                expired(went(later.expunged, now.deleted), self.edge)
+                    && later.expunged == row.expunged
+            }
         })
     }
 }

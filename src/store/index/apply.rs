@@ -314,7 +314,10 @@ fn private(
                 epoch: number(fact, "EPOCH")?,
                 created: number(fact, "CREATED")?,
                 changed: number(fact, "CHANGED")?,
-                deleted: fact.get("DELETED").and_then(Value::as_u64).map(|t| t as i64),
+                deleted: fact
+                    .get("DELETED")
+                    .and_then(Value::as_u64)
+                    .map(|t| t as i64),
                 unreliable: fact.get("UNRELIABLE").is_some(),
             };
             lines.stated = Some((text(fact, "UNIQUEID")?, stated));

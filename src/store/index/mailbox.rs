@@ -238,7 +238,10 @@ impl Index {
     /// Starts to enter records of an earlier epoch of a mailbox that is stated already.
     pub fn begin_past(&self, uniqueid: &str, epoch: i64, position: i64) -> Result<PastRecords<'_>> {
         let row = self.mailbox(uniqueid)?.ok_or_else(|| {
-            Error::new(Kind::Damaged, "records of a mailbox that was not stated before")
+            Error::new(
+                Kind::Damaged,
+                "records of a mailbox that was not stated before",
+            )
         })?;
         Ok(PastRecords(MailboxApply {
             index: self,
@@ -362,38 +365,40 @@ impl MailboxApply<'_> {
         };
         let extra = (!record.extra.is_empty())
             .then(|| print_to_vec(&Value::Kv(record.extra.clone()), Form::Log));
-        self.index.conn.prepare_cached(
-            "INSERT OR REPLACE INTO record (mailbox_id, epoch, uid, modseq, last_updated,
+        self.index
+            .conn
+            .prepare_cached(
+                "INSERT OR REPLACE INTO record (mailbox_id, epoch, uid, modseq, last_updated,
                 internaldate, size, guid, flags, annotations, extra, crc, annot_short,
                 annot_long, arrived, changed, expunged, gone, missing, position)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16,
                 ?17, ?18, ?19, ?20)",
-        )
-        .and_then(|mut s| {
-            s.execute(params![
-                self.id,
-                self.epoch,
-                record.uid,
-                record.modseq as i64,
-                record.last_updated as i64,
-                record.internaldate as i64,
-                record.size as i64,
-                &record.guid.0[..],
-                print_to_vec(&Value::List(record.flags.clone()), Form::Log),
-                list(&record.annotations),
-                extra,
-                row.sums.record,
-                row.sums.annot_short,
-                row.sums.annot_long,
-                row.arrived,
-                row.changed,
-                row.expunged,
-                row.gone,
-                row.missing,
-                self.position,
-            ])
-        })
-        .map_err(|e| self.index.error(e))?;
+            )
+            .and_then(|mut s| {
+                s.execute(params![
+                    self.id,
+                    self.epoch,
+                    record.uid,
+                    record.modseq as i64,
+                    record.last_updated as i64,
+                    record.internaldate as i64,
+                    record.size as i64,
+                    &record.guid.0[..],
+                    print_to_vec(&Value::List(record.flags.clone()), Form::Log),
+                    list(&record.annotations),
+                    extra,
+                    row.sums.record,
+                    row.sums.annot_short,
+                    row.sums.annot_long,
+                    row.arrived,
+                    row.changed,
+                    row.expunged,
+                    row.gone,
+                    row.missing,
+                    self.position,
+                ])
+            })
+            .map_err(|e| self.index.error(e))?;
         Ok(())
     }
 

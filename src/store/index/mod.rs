@@ -7,8 +7,8 @@
 
 mod apply;
 mod compare;
-mod mailbox;
 mod keep;
+mod mailbox;
 mod over;
 mod read;
 mod schema;
