@@ -330,7 +330,7 @@ pub fn authenticate_as(
     if usable.is_empty() {
         let clear = Mechanism::Plain.name();
         let why = if offered.iter().any(|o| o.eq_ignore_ascii_case(clear)) {
-            "the server would take the password in clear only: set allowplaintext, or use a tunnel"
+            "the server would take the password in clear only: use its UNIX socket, or a tunnel"
         } else {
             "the server offers no mechanism that we have"
         };

@@ -14,7 +14,6 @@ use crate::error::{Error, Kind, Result};
 use crate::store::index::ChunkRow;
 use crate::store::log::read_chunk_plain;
 use crate::store::reindex;
-use crate::sys::identity;
 use getopts::{Matches, Options};
 
 /// What was typed.
@@ -87,8 +86,7 @@ impl Args {
 
 fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     let view = c.open_one(&args.select)?;
-    let uid = identity::current_uid();
-    log::info!("dump user={} what=<{:?}> uid={uid}", view.key, args.what);
+    c.audit(&format!("dump from=<{}> what=<{:?}>", view.key, args.what));
     match &args.what {
         What::Message(guid) => view.reader.body(*guid, &mut |part| out.bytes(part))?,
         What::Chunk(id) => {

@@ -35,6 +35,7 @@ pub mod verify;
 
 use crate::cyrus::config::Config;
 use crate::cyrus::mboxname::{MboxName, Namespace};
+use crate::cyrus::syslog;
 use crate::error::{Error, Kind, Result};
 use crate::store::backup::Settings;
 use crate::store::catalog::Catalog;
@@ -309,6 +310,21 @@ impl Context {
         say(format_args!("{}: {}", plain(name), plain(&e.to_string())));
     }
 
+    /// Puts into the system's log who had what of whose mail: `uid` runs this, `login` is the one who
+    /// logged in on this machine, whoever he became since.
+    pub fn audit(&self, what: &str) {
+        let login = std::fs::read_to_string("/proc/self/loginuid").ok();
+        let login = login.and_then(|text| text.trim().parse::<u32>().ok());
+        let login = match login {
+            Some(uid) if uid != u32::MAX => uid.to_string(),
+            _ => "-".into(),
+        };
+        let text = format!("{what} uid={} login={login}", identity::current_uid());
+        log::info!("{text}");
+        let (prefix, facility) = (self.config.syslog_prefix(), self.config.syslog_facility());
+        syslog::event(IDENT, prefix, facility, &text);
+    }
+
     /// How it went.
     pub fn outcome(&self) -> Outcome {
         match self.failures.load(Ordering::Relaxed) {
@@ -500,9 +516,8 @@ fn parse(args: &[OsString]) -> Result<Invocation> {
             return command(&name.to_string_lossy(), rest, globals);
         }
         Some("restore") => {
-            return Err(usage(format!(
-                "the old form of restore is not understood: use {IDENT}"
-            )));
+            let words = old::restore(args)?;
+            return command("restore", &words[1..], globals);
         }
         _ => {}
     }
@@ -676,7 +691,9 @@ mod tests {
         assert_eq!(globals.config.as_deref(), Some(Path::new("/x")));
         let (name, globals) = runs(&["/x/ctl_backups", "-v", "-C", "/y", "list", "-t", "5"]);
         assert_eq!((name, globals.verbose), ("list", 1));
-        let e = parsed(&["/x/restore", "list"]).err().unwrap();
+        let (name, _) = runs(&["/x/restore", "-a", "host", "anna"]);
+        assert_eq!(name, "restore");
+        let e = parsed(&["/x/restore", "host"]).err().unwrap();
         assert_eq!(e.kind(), Kind::Usage);
     }
 

@@ -79,6 +79,87 @@ pub fn ctl_backups(args: &[OsString]) -> Result<Vec<OsString>> {
     Ok(out.end(names))
 }
 
+/// The arguments of `restore` as arguments of ours: in place, of what lives unless `-x` says else.
+/// `Kind::Usage` for what the old tool did not know, and for what has no equal.
+pub fn restore(args: &[OsString]) -> Result<Vec<OsString>> {
+    let mut o = Options::new();
+    o.parsing_style(ParsingStyle::FloatingFrees);
+    for (short, long) in [
+        ("D", "keep-deletedprefix"),
+        ("L", "local-only"),
+        ("U", "keep-uidvalidity"),
+        ("X", "skip-expunged"),
+        ("a", "all-mailboxes"),
+        ("n", "dry-run"),
+        ("r", "recursive"),
+        ("x", "only-expunged"),
+        ("z", "require-compression"),
+    ] {
+        o.optflag(short, long, "");
+    }
+    o.optflagmulti("v", "verbose", "");
+    for (short, long) in [
+        ("A", "override-acl"),
+        ("C", ""),
+        ("F", "input-file"),
+        ("M", "dest-mailbox"),
+        ("P", "dest-partition"),
+        ("f", "file"),
+        ("m", "mailbox"),
+        ("u", "userid"),
+        ("w", "delayed-startup"),
+    ] {
+        o.optopt(short, long, "", "X");
+    }
+    let m = o.parse(args).map_err(|e| usage(e.to_string()))?;
+    let Some((server, rest)) = m.free.split_first() else {
+        return Err(usage("no server"));
+    };
+    if m.opt_present("D") {
+        return Err(usage(
+            "-D has no equal: what was deleted comes back under its name",
+        ));
+    }
+    if m.opt_present("L") {
+        return Err(usage("-L has no equal"));
+    }
+    let mut out = Words::new("restore");
+    out.globals(&m);
+    let to = match server.starts_with('/') {
+        true => format!("unix:{server}"),
+        false => format!("csync://{server}"),
+    };
+    out.option("--to", &to);
+    match m.opt_str("M") {
+        Some(mailbox) => out.option("--into", &mailbox),
+        None if m.opt_present("U") => out.flag(true, "--keep-uids"),
+        None => out.flag(true, "--in-place"),
+    }
+    for (old, new) in [("A", "--acl"), ("P", "--partition"), ("F", "--guids")] {
+        if let Some(value) = m.opt_str(old) {
+            out.option(new, &value);
+        }
+    }
+    out.flag(m.opt_present("x"), "--deleted-only");
+    out.flag(m.opt_present("n"), "-n");
+    out.flag(m.opt_present("r"), "-r");
+    let mut given = ["f", "m", "u"]
+        .iter()
+        .filter_map(|mode| Some((mode, m.opt_str(mode)?)));
+    let mut names = rest.to_vec();
+    if let Some((mode, backup)) = given.next() {
+        out.flag(true, &format!("-{mode}"));
+        names.insert(0, backup);
+    }
+    match names.len() {
+        0 => Err(usage("no backup named")),
+        1 if !m.opt_present("a") && !m.opt_present("F") => Err(usage(
+            "nothing to restore: name mailboxes or messages, or -a",
+        )),
+        _ => Ok(out.end(&names)),
+    }
+}
+
 /// A command line as it grows.
 struct Words(Vec<OsString>);
 
@@ -141,6 +222,50 @@ mod tests {
             ("compact --all --force", "compact --force -A --"),
         ] {
             assert_eq!(ctl(old), new, "{old}");
+        }
+    }
+
+    #[test]
+    fn restore_is_said_anew() {
+        let said = |text: &str| {
+            let words: Vec<OsString> = text.split(' ').map(OsString::from).collect();
+            let out = restore(&words)?;
+            let out: Vec<&str> = out.iter().map(|w| w.to_str().unwrap()).collect();
+            Ok::<_, crate::error::Error>(out.join(" "))
+        };
+        for (old, new) in [
+            (
+                "host -a anna",
+                "restore --to csync://host --in-place -- anna",
+            ),
+            (
+                "-C /x -v -n /run/csync -u anna user.anna.Sent",
+                "restore -C /x -v --to unix:/run/csync --in-place -n -u -- anna user.anna.Sent",
+            ),
+            (
+                "-x -r -M user.b host:2005 -m user.anna user.anna",
+                "restore --to csync://host:2005 --into user.b --deleted-only -r -m -- user.anna user.anna",
+            ),
+            (
+                "-U -X -z -w 3 -a host -f /b/x",
+                "restore --to csync://host --keep-uids -f -- /b/x",
+            ),
+            (
+                "-P p2 -F /list host anna",
+                "restore --to csync://host --in-place --partition p2 --guids /list -- anna",
+            ),
+        ] {
+            assert_eq!(said(old).unwrap(), new, "{old}");
+        }
+        for bad in [
+            "",
+            "host",
+            "host anna",
+            "-D host -a anna",
+            "-L -a host anna",
+            "-q host anna",
+        ] {
+            assert!(said(bad).is_err(), "{bad}");
         }
     }
 

@@ -92,6 +92,8 @@ pub struct Wanted {
     pub guids: Option<HashSet<Guid>>,
     /// Which of them.
     pub which: Which,
+    /// A user who is gone altogether comes back as it was at its end.
+    pub revive: bool,
     /// Not before: by internal date, of deleted ones by the time of deletion. Seconds.
     pub since: Option<i64>,
     /// Not after.
@@ -146,9 +148,13 @@ pub fn choose(index: &Index, key: &str, wanted: &Wanted, ns: &Namespace) -> Resu
         from: owner,
         to: plan.userid.clone(),
     };
-    let mut sources = chooser.sources()?;
+    let mut sources = chooser.sources(false)?;
     // A user that is gone is taken as it was at its end.
-    let gone = sources.iter().all(|s| s.deleted.is_some());
+    let gone = wanted.revive && sources.iter().all(|s| s.deleted.is_some());
+    if wanted.keep_uids && !gone {
+        // A rebuilt server still has what can be undeleted there.
+        sources = chooser.sources(true)?;
+    }
     sources = chooser.named(sources)?;
     let taken = chooser.taken(sources, gone);
     if wanted.what.mail {
@@ -156,6 +162,11 @@ pub fn choose(index: &Index, key: &str, wanted: &Wanted, ns: &Namespace) -> Resu
         if wanted.newest_first {
             newest_first(&mut plan.folders);
         }
+        // What people miss least comes last.
+        plan.folders.sort_by_key(|f| {
+            let name = MboxName::parse(&f.to, ns);
+            name.is_ok_and(|n| n.is_deleted())
+        });
     }
     chooser.user(gone, &mut plan)?;
     Ok(plan)
@@ -171,18 +182,26 @@ struct Chooser<'a> {
 }
 
 impl Chooser<'_> {
-    fn sources(&self) -> Result<Vec<Source>> {
+    /// All mailboxes; those that only deletion named otherwise are live ones with `as_named`.
+    fn sources(&self, as_named: bool) -> Result<Vec<Source>> {
         let mut out = Vec::new();
         for row in self.index.mailboxes(true)? {
             // What cannot be a name cannot be restored under it either.
             let Ok(name) = MboxName::parse(&row.mboxname, self.ns) else {
                 continue;
             };
+            let (base, deleted) = match as_named {
+                true => (row.mboxname.clone(), row.deleted),
+                false => (name.undeleted(self.ns), name.deleted().or(row.deleted)),
+            };
+            let Ok(name) = MboxName::parse(&base, self.ns) else {
+                continue;
+            };
             out.push(Source {
-                base: name.undeleted(self.ns),
-                deleted: name.deleted().or(row.deleted),
-                row,
                 name,
+                base,
+                deleted,
+                row,
             });
         }
         Ok(out)
@@ -303,7 +322,7 @@ impl Chooser<'_> {
 
     fn alive(&self) -> Result<HashSet<Guid>> {
         let mut alive = HashSet::new();
-        for s in self.sources()?.iter().filter(|s| s.deleted.is_none()) {
+        for s in self.sources(false)?.iter().filter(|s| s.deleted.is_none()) {
             let epoch = Some(s.row.epoch);
             self.index.records(s.row.id, epoch, false, &mut |r| {
                 alive.insert(r.record.guid);
@@ -431,6 +450,9 @@ impl Chooser<'_> {
 
     /// The name at the destination.
     fn place(&self, name: &MboxName) -> String {
+        if self.wanted.keep_uids {
+            return name.internal().to_owned();
+        }
         let folders: Vec<String> = name.folders().iter().map(|f| f.replace('.', "^")).collect();
         let is_own = name.userid().is_some() && name.userid() == self.from.as_deref();
         let (root, mut rest) = match name.userid() {

@@ -12,6 +12,7 @@
 
 pub mod bodies;
 pub mod choose;
+pub mod cyrus;
 pub mod out;
 pub mod target;
 

@@ -1,9 +1,10 @@
 //! Opens the way out that `--to` names.
 
 use super::Destination;
+use super::cyrus::Cyrus;
 use super::target::Target;
 use crate::client::Login;
-use crate::client::csync::Timeouts;
+use crate::client::csync::{Csync, Timeouts};
 use crate::client::imap::Imap;
 use crate::cyrus::mboxname::Namespace;
 use crate::error::{Error, Kind, Result};
@@ -22,14 +23,29 @@ pub struct Setting {
 /// Opens a destination. A server is connected to and logged in at; of files nothing is made before
 /// the first folder comes. Each call is a connection of its own.
 pub fn open(target: &Target, setting: &Setting) -> Result<Box<dyn Destination>> {
-    if let Target::Imap(address) = target {
-        let imap = Imap::connect(address, setting.login.as_ref(), "", setting.timeouts)?;
-        let why = match imap.has("X-REPLICATION") {
-            true => "restoring over replication is not in this version",
-            false => "restoring over APPEND is not in this version",
-        };
-        return Err(Error::new(Kind::Config, why).place(target.to_string()));
+    let login = setting.login.as_ref();
+    let cyrus = |csync| {
+        Box::new(Cyrus::new(
+            csync,
+            target.to_string(),
+            setting.namespace.clone(),
+        ))
+    };
+    match target {
+        Target::Csync(address) => Ok(cyrus(Csync::connect(address, login, setting.timeouts)?)),
+        Target::Imap(address) => {
+            // As an administrator: only those are offered replication.
+            let imap = Imap::connect(address, login, "", setting.timeouts)?;
+            if imap.has("X-REPLICATION") {
+                return Ok(cyrus(Csync::over_imap(imap.into_stream())));
+            }
+            let why =
+                "the server does not offer us X-REPLICATION, and APPEND is not in this version";
+            Err(Error::new(Kind::Config, why).place(target.to_string()))
+        }
+        Target::Files(..) => {
+            let why = "restoring into files is not in this version";
+            Err(Error::new(Kind::Config, why).place(target.to_string()))
+        }
     }
-    let why = "restoring to there is not in this version";
-    Err(Error::new(Kind::Config, why).place(target.to_string()))
 }

@@ -8,6 +8,7 @@ mod imapd_conf;
 mod integrity;
 mod log;
 mod looking;
+mod restore;
 mod review;
 mod store;
 mod twoskip;

@@ -1,4 +1,4 @@
-//! Lists of messages: one GUID a line, or what `search -j` and `messages -j` print.
+//! Lists of what is wanted: a GUID or a mailbox a line, or what `search -j` and `messages -j` print.
 
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
@@ -9,9 +9,18 @@ use std::io::Read;
 /// Larger lists are not read.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// Reads a list from a file, or from standard input if it is called `-`. `Usage` if there is
-/// anything in it that is no GUID.
-pub fn read(path: &str) -> Result<HashSet<Guid>> {
+/// What a list names.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct List {
+    /// Messages.
+    pub guids: HashSet<Guid>,
+    /// Mailboxes.
+    pub mailboxes: Vec<String>,
+}
+
+/// Reads a list from a file, or from standard input if it is called `-`. `Usage` if it is neither
+/// text nor JSON.
+pub fn read(path: &str) -> Result<List> {
     let fail = |e| Error::io("cannot read list of messages", e).place(path);
     let mut text = Vec::new();
     if path == "-" {
@@ -24,26 +33,31 @@ pub fn read(path: &str) -> Result<HashSet<Guid>> {
     parse(&text).map_err(|e| e.place(path))
 }
 
-fn parse(text: &[u8]) -> Result<HashSet<Guid>> {
-    let mut guids = HashSet::new();
+fn parse(text: &[u8]) -> Result<List> {
+    let mut list = List::default();
     if text.trim_ascii_start().first() == Some(&b'{') {
         let value: Value = serde_json::from_slice(text)
             .map_err(|e| Error::new(Kind::Usage, "list of messages: bad JSON").because(e))?;
-        collect(&value, &mut guids);
-        return Ok(guids);
+        collect(&value, &mut list.guids);
+        return Ok(list);
     }
     for (number, line) in text.split(|&b| b == b'\n').enumerate() {
         let word = line.trim_ascii();
         if word.is_empty() || word[0] == b'#' {
             continue;
         }
-        let guid = Guid::parse(word).ok_or_else(|| {
-            let what = format!("list of messages: line {} is no GUID", number + 1);
-            Error::new(Kind::Usage, what)
-        })?;
-        guids.insert(guid);
+        match Guid::parse(word) {
+            Some(guid) => _ = list.guids.insert(guid),
+            None => match std::str::from_utf8(word) {
+                Ok(name) => list.mailboxes.push(name.to_owned()),
+                Err(_) => {
+                    let what = format!("line {} is neither GUID nor mailbox", number + 1);
+                    return Err(Error::new(Kind::Usage, what));
+                }
+            },
+        }
     }
-    Ok(guids)
+    Ok(list)
 }
 
 /// Every `guid` in a document, however deep it is.
@@ -74,17 +88,17 @@ mod tests {
             .iter()
             .filter_map(|t| Guid::parse(t.as_bytes()))
             .collect();
-        let lines = format!("# two\n{a}\r\n\n  {b}\n{a}");
-        assert_eq!(parse(lines.as_bytes()).unwrap(), both);
+        let lines = format!("# two\n{a}\r\n\n  {b}\nuser.anna.Sent Mail\n{a}");
+        let list = parse(lines.as_bytes()).unwrap();
+        assert_eq!(list.guids, both);
+        assert_eq!(list.mailboxes, ["user.anna.Sent Mail"]);
         let json = format!(
             r#" {{"version":1,"users":[{{"messages":[{{"guid":"{a}","subject":"guid"}},{{"guid":"{b}"}}]}}]}}"#
         );
-        assert_eq!(parse(json.as_bytes()).unwrap(), both);
-        assert!(parse(b"").unwrap().is_empty());
-        for bad in [&b"5a\n"[..], b"{", b"x\n{}"] {
+        assert_eq!(parse(json.as_bytes()).unwrap().guids, both);
+        assert_eq!(parse(b"").unwrap(), List::default());
+        for bad in [&b"\xff\n"[..], b"{"] {
             assert_eq!(parse(bad).unwrap_err().kind(), Kind::Usage);
         }
-        let e = parse(format!("{a}\nnone\n").as_bytes()).unwrap_err();
-        assert!(e.to_string().contains("line 2"), "{e}");
     }
 }

@@ -22,7 +22,6 @@ use crate::restore::choose::{Pick, Wanted, Which, choose};
 use crate::restore::out::{Setting, open};
 use crate::restore::target::Target;
 use crate::restore::{Bodies, Destination, Done};
-use crate::sys::identity;
 use crate::util::progress::Progress;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -35,6 +34,7 @@ struct Work<'a> {
     args: &'a Args,
     c: &'a Context,
     wanted: Wanted,
+    mailboxes: Vec<String>,
     setting: Setting,
     stop: Arc<AtomicBool>,
     meter: Meter,
@@ -43,10 +43,15 @@ struct Work<'a> {
 /// Runs the command.
 pub fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     let mut listed = args.guids.clone();
+    let mut mailboxes = args.mailboxes.clone();
+    let mut some = !listed.is_empty();
     if let Some(file) = &args.guid_file {
-        listed.extend(guids::read(file)?);
+        let list = guids::read(file)?;
+        // An empty list wants nothing, not everything.
+        some |= !list.guids.is_empty() || list.mailboxes.is_empty();
+        listed.extend(list.guids);
+        mailboxes.extend(list.mailboxes);
     }
-    let some = !args.guids.is_empty() || args.guid_file.is_some();
     let wanted = Wanted {
         mailboxes: Vec::new(),
         recursive: args.recursive,
@@ -56,6 +61,8 @@ pub fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
             true => Which::Ever,
             false => Which::Alive,
         }),
+        // Who names a user means it; of all users, those who are gone stay so.
+        revive: !args.select.is_set(),
         since: args.since.map(|t| t.0),
         until: args.until.map(|t| t.0),
         what: args.what(),
@@ -85,6 +92,7 @@ pub fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         args,
         c,
         wanted,
+        mailboxes,
         setting: setting(c),
         stop,
         meter: Meter::new(&found.chosen),
@@ -122,17 +130,7 @@ impl Work<'_> {
     fn all(&self, chosen: &[Chosen], out: &mut Out) -> Result<Outcome> {
         let mut worst = None;
         let mut ended = false;
-        let uid = identity::current_uid();
         let mut tell = |out: &mut dyn FnMut(&Report) -> Result<()>, report: Report| {
-            log::info!(
-                "restore from={} to={} user={} uid={uid}",
-                report.from,
-                self.args
-                    .to
-                    .as_ref()
-                    .map_or_else(|| "nowhere".into(), Target::to_string),
-                report.userid
-            );
             out(&report)?;
             if let Some(e) = &report.error {
                 self.c.complain(&report.from, e);
@@ -231,10 +229,19 @@ impl Work<'_> {
             typed: name.clone(),
             names: candidates(name, &view.key, c).0,
         };
-        wanted.mailboxes = self.args.mailboxes.iter().map(pick).collect();
+        wanted.mailboxes = self.mailboxes.iter().map(pick).collect();
         let plan = choose(view.index(), &view.key, &wanted, &c.namespace)
             .map_err(|e| e.for_user(&view.key))?;
         report.userid.clone_from(&plan.userid);
+        if let (Some(to), false) = (&self.args.to, self.args.dry_run) {
+            let (messages, bytes) = plan.totals();
+            c.audit(&format!(
+                "restore from=<{}> user=<{}> to=<{to}> mailboxes={} messages={messages} bytes={bytes}",
+                plan.from,
+                plan.userid,
+                plan.folders.len()
+            ));
+        }
         report.notes.clone_from(&plan.notes);
         let missing = self.missing(&wanted, &plan);
         if missing > 0 {
