@@ -115,10 +115,9 @@ impl Work<'_> {
         let bytes = std::fs::metadata(&chosen.path).map(|m| m.len());
         let bytes = bytes.map_err(|e| Error::io("cannot open", e).at(&chosen.path))?;
         let seen = chosen.key.as_ref().and_then(|key| self.seen.get(key));
-        if !self.args.force && !self.args.dry_run {
-            if seen.is_some_and(|seen| seen.is_still(bytes, self.now.0)) {
-                return Ok(Did::Still);
-            }
+        let look = self.args.force || self.args.dry_run;
+        if !look && seen.is_some_and(|seen| seen.is_still(bytes, self.now.0)) {
+            return Ok(Did::Still);
         }
         let (userid, domain) = whose(&key);
         let retention = self.retention.of(userid, domain);
@@ -178,12 +177,11 @@ fn whose(key: &str) -> (Option<&str>, Option<&str>) {
 
 fn policy(args: &Args, c: &Context, jobs: usize) -> Policy {
     let config = &c.config;
-    let size = |opt| u64::try_from(config.bytes(opt)).unwrap_or(0);
     Policy {
         settings: c.settings(),
         level: config.backup_compact_level(),
-        min: size(Opt::BackupCompactMinsize),
-        max: size(Opt::BackupCompactMaxsize),
+        min: config.bytes(Opt::BackupCompactMinsize),
+        max: config.bytes(Opt::BackupCompactMaxsize),
         threshold: u64::try_from(config.int(Opt::BackupCompactWorkThreshold)).unwrap_or(0),
         brake: config.backup_compact_brake(),
         force: args.force,

@@ -102,8 +102,7 @@ fn opened(path: &Path, key: &str, policy: &Policy, times: &Times<'_>) -> Result<
 /// What is to be done.
 struct Survey {
     chunks: Vec<ChunkRow>,
-    /// Of each chunk the places of its needed bodies.
-    bodies: HashMap<i64, Vec<u64>>,
+    bodies: Places,
     members: Vec<Member>,
     stretches: Stretches,
     plan: Plan,
@@ -199,12 +198,11 @@ fn source(chunk: &ChunkRow) -> Result<Source> {
     })
 }
 
+/// Of each chunk the places of its needed bodies.
+type Places = HashMap<i64, Vec<u64>>;
+
 /// The members with what is needed of them, and where the needed bodies are.
-fn members(
-    reader: &Reader,
-    chunks: &[ChunkRow],
-    need: &Need,
-) -> Result<(Vec<Member>, HashMap<i64, Vec<u64>>)> {
+fn members(reader: &Reader, chunks: &[ChunkRow], need: &Need) -> Result<(Vec<Member>, Places)> {
     /// What the bodies in a chunk come to.
     #[derive(Default)]
     struct Sum {
