@@ -19,6 +19,7 @@ use crate::error::{Error, Kind, Result};
 use crate::store::compact::need::Times;
 use crate::store::compact::{Outcome as Ended, Policy, Report, compact};
 use crate::store::compacted::{Compacted, Seen};
+use crate::store::former;
 use crate::store::lock::Wait;
 use crate::sys::priority;
 use crate::util::time::{Timestamp, now};
@@ -315,6 +316,9 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
             as_text(args, chosen, &did, took, out)
         })?
     };
+    if args.all && !args.dry_run {
+        bury(&work)?;
+    }
     let left = chosen.len() - done;
     if left > 0 {
         log::warn!("time is over, {left} of {} not looked at", chosen.len());
@@ -338,6 +342,18 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         Outcome::Status(status(Kind::Damaged))
     } else {
         c.outcome()
+    })
+}
+
+/// Deleted backups whose time of grace is over go for good.
+fn bury(work: &Work<'_>) -> Result<()> {
+    let grace = work.c.config.backup_delete_grace();
+    former::expire(&work.c.catalog(), grace, work.now, &mut |former, done| {
+        match done {
+            Ok(_) => work.event(&format!("removed deleted backup user=<{}>", former.owner)),
+            Err(e) => work.c.complain(&former.key, &e),
+        }
+        Ok(())
     })
 }
 

@@ -11,7 +11,9 @@ use super::select::{self, Select};
 use super::{Context, Job, Outcome, View};
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
-use crate::store::history::{Event, MailboxChange, MessageChange, Spot, Told, What, history};
+use crate::store::history::{
+    Event, MailboxChange, MessageChange, Spot, Told, What, begins, history,
+};
 use crate::store::index::Watch;
 use crate::util::time::Timestamp;
 use crate::util::when::Day;
@@ -123,21 +125,13 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         })?;
         told
     } else {
-        let mut begun = false;
-        let told = tell(&mut |event| {
-            if event.before && !begun {
-                begun = true;
-                out.line(format_args!(
-                    "before {}: not known; there was:",
-                    when(Some(event.time))
-                ))?;
-            }
-            out.line(format_args!("{}", as_text(&event, c)))
-        })?;
-        if let Some(begins) = told.begins.filter(|_| !begun) {
-            out.line(format_args!("before {}: not known", when(Some(begins))))?;
+        if let Some(time) = begins(view.index())? {
+            let time = when(Some(time));
+            out.line(format_args!(
+                "before {time} not known, but for what was there:"
+            ))?;
         }
-        told
+        tell(&mut |event| out.line(format_args!("{}", as_text(&event, c))))?
     };
     for (offset, what) in &told.damage {
         let what = format!("history is not whole: file offset {offset}: {what}");

@@ -12,18 +12,23 @@
 pub mod args;
 pub mod chunks;
 pub mod compact;
+pub mod delete;
 pub mod diff;
 pub mod dump;
+pub mod erase;
 pub mod heal;
 pub mod history;
 pub mod list;
+pub mod lock;
 pub mod mailboxes;
 pub mod messages;
+pub mod moving;
 pub mod old;
 pub mod output;
 pub mod parallel;
 pub mod passwd;
 pub mod reindex;
+pub mod rename;
 pub mod rescan;
 pub mod restore;
 pub mod search;
@@ -198,6 +203,41 @@ pub static COMMANDS: &[Command] = &[
         help: "get back what does not read",
         options: heal::options,
         job: heal::job,
+    },
+    Command {
+        name: "delete",
+        operands: "[MODE] BACKUP...",
+        help: "take a whole backup out of use; --undo brings it back",
+        options: delete::options,
+        job: delete::job,
+    },
+    Command {
+        name: "erase",
+        operands: "[MODE] BACKUP...",
+        help: "remove for good and at once",
+        options: erase::options,
+        job: erase::job,
+    },
+    Command {
+        name: "lock",
+        operands: "[MODE] BACKUP",
+        help: "hold a backup's lock: until end of input, or around a command",
+        options: lock::options,
+        job: lock::job,
+    },
+    Command {
+        name: "move",
+        operands: "--to NAME [MODE] BACKUP...",
+        help: "move backups to another backup partition",
+        options: moving::options,
+        job: moving::job,
+    },
+    Command {
+        name: "rename",
+        operands: "OLD NEW",
+        help: "a user's backup goes to the user's new name",
+        options: rename::options,
+        job: rename::job,
     },
     Command {
         name: "rescan",

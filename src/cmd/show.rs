@@ -431,6 +431,7 @@ impl Show<'_> {
                 rows.map(|r| {
                     json!({
                         "mboxname": r.mboxname,
+                        "adminname": admin(&r.mboxname),
                         "entry": r.entry,
                         "userid": r.userid,
                         "value": bytes_json(&r.value),

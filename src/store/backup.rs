@@ -68,6 +68,7 @@ pub struct Backup {
     damage: Vec<(u64, String)>,
     /// Lines that were entered on opening.
     entered: u64,
+    /// Taken by `into_lock` only.
     lock: Option<DataLock>,
 }
 
@@ -658,12 +659,11 @@ impl Backup {
         self.seal()
     }
 
-    /// Lets go of log and index, sealed, and keeps the lock.
+    /// Seals, closes the index, and keeps the lock: both files are at rest as long as it lives.
     pub fn into_lock(mut self) -> Result<DataLock> {
         self.seal()?;
-        self.lock
-            .take()
-            .ok_or_else(|| Error::new(Kind::Internal, "the lock is gone"))
+        let lock = self.lock.take();
+        lock.ok_or_else(|| Error::new(Kind::Internal, "no lock").at(&self.path))
     }
 
     /// Begins a body. `size` bytes follow through [`Backup::body_data`].

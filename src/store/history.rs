@@ -126,6 +126,11 @@ pub struct Told {
     pub damage: Vec<(u64, String)>,
 }
 
+/// Before this time nothing is known of a backup, in seconds; `None` if its log tells everything.
+pub fn begins(index: &Index) -> Result<Option<i64>> {
+    Ok(Begin::of(index)?.time)
+}
+
 /// Hands what happened to `each`, in the order of the log. The scratch file is made in `scratch` and
 /// removed. `NeedsReindex` if the log was replaced meanwhile.
 pub fn history(
@@ -141,17 +146,19 @@ pub fn history(
     let index = past.index();
     index.watch(watch)?;
     let mut walk = Walk::new(reader, begin.chunk, last)?;
+    let mut before = begin.time.is_some();
     walk.run(index, &mut |time, _| {
-        let changes = index.take_changes()?;
-        let before = begin.time.is_some_and(|t| time <= t);
+        // The clock may go back later on.
+        before &= begin.time.is_some_and(|t| time <= t);
         let mut events = Vec::new();
-        for change in changes {
-            of_change(index, change, &mut events)?;
+        for change in index.take_changes()? {
+            of_change(index, change, before, &mut events)?;
         }
         tidy(&mut events);
-        events
-            .into_iter()
-            .try_for_each(|what| each(Event { time, before, what }))
+        events.into_iter().try_for_each(|(at, what)| {
+            let time = at.filter(|_| before).unwrap_or(time);
+            each(Event { time, before, what })
+        })
     })?;
     Ok(Told {
         begins: begin.time,
@@ -159,20 +166,22 @@ pub fn history(
     })
 }
 
+/// What happened, and when, where that is told apart: in the state that history begins with.
+type Events = Vec<(Option<i64>, What)>;
+
 /// A script that is replaced is not deleted.
-fn tidy(events: &mut Vec<What>) {
-    let put: Vec<String> = events.iter().filter_map(put_script).collect();
-    events.retain(|e| !matches!(e, What::Script(name, false) if put.contains(name)));
+fn tidy(events: &mut Events) {
+    let put: Vec<String> = events
+        .iter()
+        .filter_map(|(_, event)| match event {
+            What::Script(name, true) => Some(name.clone()),
+            _ => None,
+        })
+        .collect();
+    events.retain(|(_, e)| !matches!(e, What::Script(name, false) if put.contains(name)));
 }
 
-fn put_script(event: &What) -> Option<String> {
-    match event {
-        What::Script(name, true) => Some(name.clone()),
-        _ => None,
-    }
-}
-
-fn of_change(index: &Index, c: RowChange, out: &mut Vec<What>) -> Result<()> {
+fn of_change(index: &Index, c: RowChange, before: bool, out: &mut Events) -> Result<()> {
     let name = || {
         c.new_name
             .clone()
@@ -183,54 +192,57 @@ fn of_change(index: &Index, c: RowChange, out: &mut Vec<What>) -> Result<()> {
     let ended = c.old_end.is_none() && c.new_end.is_some();
     match c.table {
         Table::Mailbox => mailbox(index, &c, out)?,
-        Table::Record => record(index, &c, out)?,
-        Table::Subscription if began != ended => out.push(What::Subscription(name(), began)),
-        Table::Sieve if began != ended => out.push(What::Script(name(), began)),
-        Table::Active if c.old_name != c.new_name => out.push(What::Active(c.new_name)),
+        Table::Record => record(index, &c, before, out)?,
+        Table::Subscription if began != ended => {
+            out.push((None, What::Subscription(name(), began)));
+        }
+        Table::Sieve if began != ended => out.push((None, What::Script(name(), began))),
+        Table::Active if c.old_name != c.new_name => out.push((None, What::Active(c.new_name))),
         Table::Subscription | Table::Sieve | Table::Active => {}
     }
     Ok(())
 }
 
-fn mailbox(index: &Index, c: &RowChange, out: &mut Vec<What>) -> Result<()> {
+fn mailbox(index: &Index, c: &RowChange, out: &mut Events) -> Result<()> {
     let Some(row) = index.mailbox_by_id(c.mailbox_id)? else {
         return Ok(());
     };
     let mboxname = c.new_name.clone().unwrap_or_default();
-    let mut push = |what| {
-        out.push(What::Mailbox {
+    let mut push = |at, what| {
+        let what = What::Mailbox {
             uniqueid: row.uniqueid.clone(),
             mboxname: mboxname.clone(),
             what: Box::new(what),
-        });
+        };
+        out.push((at, what));
     };
     let Some(old) = &c.old else {
-        push(MailboxChange::Created);
+        push(None, MailboxChange::Created);
         return Ok(());
     };
     if c.old_end.is_some() && c.new_end.is_none() {
-        push(MailboxChange::Back);
+        push(None, MailboxChange::Back);
     }
     if let Some(old_name) = c.old_name.as_ref().filter(|n| **n != mboxname) {
-        push(MailboxChange::Renamed(old_name.clone()));
+        push(None, MailboxChange::Renamed(old_name.clone()));
     }
-    if c.gone {
-        push(MailboxChange::Epoch(c.epoch));
+    if c.gone && !old.is_empty() {
+        push(None, MailboxChange::Epoch(c.epoch));
     }
     // It was inserted without a head, and the line's end enters it.
     if !old.is_empty() {
         let keys = key_changes(&keys(old), &keys(c.new.as_deref().unwrap_or_default()));
         if !keys.is_empty() {
-            push(MailboxChange::Keys(keys));
+            push(None, MailboxChange::Keys(keys));
         }
     }
     if c.old_end.is_none() && c.new_end.is_some() {
-        push(MailboxChange::Deleted);
+        push(c.new_end, MailboxChange::Deleted);
     }
     Ok(())
 }
 
-fn record(index: &Index, c: &RowChange, out: &mut Vec<What>) -> Result<()> {
+fn record(index: &Index, c: &RowChange, before: bool, out: &mut Events) -> Result<()> {
     let (Some(guid), Some(row)) = (c.guid, index.mailbox_by_id(c.mailbox_id)?) else {
         return Ok(());
     };
@@ -252,8 +264,8 @@ fn record(index: &Index, c: &RowChange, out: &mut Vec<What>) -> Result<()> {
         }
         Ok(out)
     };
-    let mut push = |what| {
-        out.push(What::Message {
+    let mut push = |at, what| {
+        let what = What::Message {
             spot: Spot {
                 uniqueid: row.uniqueid.clone(),
                 mboxname: row.mboxname.clone(),
@@ -262,30 +274,41 @@ fn record(index: &Index, c: &RowChange, out: &mut Vec<What>) -> Result<()> {
             epoch: c.epoch,
             guid,
             what: Box::new(what),
-        });
+        };
+        out.push((at, what));
     };
     let new = flags(c.new.as_deref().unwrap_or_default());
     let Some(old) = c.old.as_deref().map(flags) else {
-        push(MessageChange::Arrived {
-            flags: new,
-            elsewhere: spots()?,
-            expunged: c.new_end.is_some(),
-        });
+        push(
+            c.arrived,
+            MessageChange::Arrived {
+                flags: new,
+                elsewhere: spots()?,
+                expunged: c.new_end.is_some() && !before,
+            },
+        );
+        if before && c.new_end.is_some() {
+            let (gone, alive) = (c.gone, Vec::new());
+            push(c.new_end, MessageChange::Expunged { gone, alive });
+        }
         return Ok(());
     };
     if c.old_end.is_some() && c.new_end.is_none() {
-        push(MessageChange::Back);
+        push(None, MessageChange::Back);
     }
     let (added, removed) = (minus(&new, &old), minus(&old, &new));
     if !added.is_empty() || !removed.is_empty() {
-        push(MessageChange::Flags { added, removed });
+        push(None, MessageChange::Flags { added, removed });
     }
     if c.old_end.is_none() && c.new_end.is_some() {
         let alive = spots()?.into_iter().filter(|(_, alive)| *alive);
-        push(MessageChange::Expunged {
-            gone: c.gone,
-            alive: alive.map(|(spot, _)| spot).collect(),
-        });
+        push(
+            None,
+            MessageChange::Expunged {
+                gone: c.gone,
+                alive: alive.map(|(spot, _)| spot).collect(),
+            },
+        );
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 use crate::cyrus::dlist::{Form, Value, is_atom, print_text, print_to_vec};
 use crate::cyrus::guid::Guid;
+use crate::cyrus::sync::MailboxHead;
 use crate::util::time::Timestamp;
 
 /// The first bytes of every chunk.
@@ -68,6 +69,16 @@ fn named<'a>(id: &str, key: &str) -> [(&'a str, Value); 3] {
         None => ("KEY", Value::text(key)),
     };
     [("ID", Value::text(id)), whose, ("FORMAT", Value::num(1))]
+}
+
+/// A mailbox's head as a line without records: old tools follow renames by it.
+pub fn mailbox_head(head: &MailboxHead) -> Line {
+    if head.is_intermediate() {
+        return Line::private("MAILBOX", Value::Kv(head.keys.clone()));
+    }
+    let mut keys = head.keys.clone();
+    keys.push((b"RECORD".to_vec(), Value::List(Vec::new())));
+    Line::new("MAILBOX", &Value::Kv(keys))
 }
 
 /// The key that a GENERATION fact tells.

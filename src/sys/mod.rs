@@ -1,7 +1,8 @@
-//! The only unsafe code: locks, inherited descriptors, identity, memory, priority,
-//! terminal. Decides nothing.
+//! The only unsafe code: locks, inherited descriptors, identity, memory, priority, terminal,
+//! children. Decides nothing.
 #![allow(unsafe_code)]
 
+pub mod child;
 pub mod clock;
 pub mod fd;
 pub mod fs;

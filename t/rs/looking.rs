@@ -518,7 +518,7 @@ fn show_gives_details() {
     );
     assert_eq!(
         show(&["annotations"])["annotations"],
-        json!([{"mboxname": "", "entry": "/motd", "userid": "", "value": {"base64": "//4="}}])
+        json!([{"mboxname": "", "adminname": "", "entry": "/motd", "userid": "", "value": {"base64": "//4="}}])
     );
     assert_eq!(show(&["marks"])["marks"][0]["why"], "sums differ");
 
@@ -568,6 +568,111 @@ fn show_gives_details() {
         let ran = store.run(&["show", "anna", missing, "-j"]);
         assert_eq!((ran.status, ran.out.len()), (1, 0), "{}", ran.err);
     }
+}
+
+#[test]
+fn search_tells_all_of_a_message() {
+    let store = Store::new("search");
+    let rows = |words: &[&str]| {
+        let value = store.json(words);
+        value["messages"].as_array().unwrap().clone()
+    };
+    // Without conditions everything: alive, expunged, without a body, in a deleted mailbox.
+    let all = rows(&["search", "anna", "-j"]);
+    let places: Vec<_> = all
+        .iter()
+        .map(|r| (r["adminname"].as_str().unwrap(), r["uid"].as_u64().unwrap()))
+        .collect();
+    let expect = [
+        ("user/anna", 1),
+        ("user/anna", 2),
+        ("user/anna", 3),
+        ("user/anna/Old", 1),
+        ("user/anna/Sent", 1),
+    ];
+    assert_eq!(places, expect);
+    let first = &all[0];
+    assert_eq!(
+        keys(first),
+        [
+            "userid",
+            "mboxname",
+            "adminname",
+            "uniqueid",
+            "epoch",
+            "uid",
+            "modseq",
+            "guid",
+            "size",
+            "internaldate",
+            "last_updated",
+            "flags",
+            "annotations",
+            "expunged",
+            "gone",
+            "missing",
+            "deleted",
+            "from",
+            "to",
+            "cc",
+            "subject",
+            "message_id",
+            "date"
+        ]
+    );
+    assert_eq!(
+        (&first["userid"], &first["from"]),
+        (&json!("anna"), &json!("a@x"))
+    );
+    assert_eq!(first["guid"], Guid::of(ONE).to_string());
+    assert_eq!(
+        (&all[2]["missing"], &all[2]["subject"]),
+        (&json!(true), &Value::Null)
+    );
+    assert_eq!(all[3]["deleted"], NOW.0);
+    // Conditions.
+    assert_eq!(rows(&["search", "-A", "-j", "--subject", "ONE"]).len(), 3);
+    assert_eq!(
+        rows(&["search", "-A", "-j", "--subject", "one", "--alive-only"]).len(),
+        2
+    );
+    assert_eq!(rows(&["search", "anna", "-j", "--deleted-only"]).len(), 2);
+    assert_eq!(rows(&["search", "anna", "-j", "--flag", "$work"]).len(), 1);
+    assert_eq!(
+        rows(&["search", "anna", "-j", "--mailbox", "*Sent"]).len(),
+        1
+    );
+    assert!(rows(&["search", "anna", "-j", "--subject", "one two"]).is_empty());
+    // One that does not read does not hide the others.
+    store.damage("carl@x.example", 0);
+    let ran = store.run(&["search", "-A", "--subject", "one"]);
+    assert_eq!(
+        (ran.status, ran.out.iter().filter(|&&b| b == b'\n').count()),
+        (1, 3)
+    );
+    assert!(ran.err.contains("carl@x.example"), "{}", ran.err);
+}
+
+#[test]
+fn times_are_local() {
+    let store = Store::new("zones");
+    let at = |text: &str| {
+        let mut command = store.command(&["mailboxes", "anna", "-j", "--at", text]);
+        let ran = Ran::new(
+            command
+                .env("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+                .output()
+                .unwrap(),
+        );
+        let value: Value = serde_json::from_str(&ran.text()).unwrap();
+        value["at"].as_i64().unwrap()
+    };
+    assert_eq!(at("2027-07-01 14:00"), at("2027-07-01T12:00Z"));
+    assert_eq!(at("2027-12-01 14:00"), at("2027-12-01T13:00Z"));
+    // An hour that does not come, and one that comes twice.
+    assert_eq!(at("2027-03-28 02:30"), at("2027-03-28T01:30Z"));
+    assert_eq!(at("2027-10-31 02:30"), at("2027-10-31T00:30Z"));
+    assert_eq!(at("2027-10-31 03:30"), at("2027-10-31T02:30Z"));
 }
 
 #[test]

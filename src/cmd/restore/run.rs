@@ -129,7 +129,6 @@ fn setting(c: &Context) -> Setting {
 impl Work<'_> {
     fn all(&self, chosen: &[Chosen], out: &mut Out) -> Result<Outcome> {
         let mut worst = None;
-        let mut ended = false;
         let mut tell = |out: &mut dyn FnMut(&Report) -> Result<()>, report: Report| {
             out(&report)?;
             if let Some(e) = &report.error {
@@ -142,36 +141,20 @@ impl Work<'_> {
             Ok(())
         };
         let server = self.args.to.as_ref().is_none_or(Target::is_server);
-        let mut each = |tell_one: &mut dyn FnMut(Report) -> Result<()>| -> Result<usize> {
+        let each = |tell_one: &mut dyn FnMut(Report) -> Result<()>| -> Result<()> {
             if server {
                 let jobs = self.args.jobs;
-                return in_order(
-                    chosen,
-                    jobs,
-                    None,
-                    |one| self.user(one, None),
-                    |_, report| match report {
-                        Some(report) => tell_one(report),
-                        None => {
-                            ended = true;
-                            Ok(())
-                        }
-                    },
-                );
+                let work = |one: &Chosen| self.user(one, None);
+                return in_order(chosen, jobs, None, work, |_, report| tell_one(report)).map(drop);
             }
             let mut files = self.open()?;
-            let mut n = 0;
             for one in chosen {
-                match self.user(one, files.as_deref_mut()) {
-                    Some(report) => tell_one(report)?,
-                    None => break,
-                }
-                n += 1;
+                tell_one(self.user(one, files.as_deref_mut()))?;
             }
-            if let (Some(files), false) = (&mut files, self.stop.load(Ordering::Relaxed)) {
-                files.finish()?;
+            match &mut files {
+                Some(files) if !self.stop.load(Ordering::Relaxed) => files.finish(),
+                _ => Ok(()),
             }
-            Ok(n)
         };
         let dry_run = self.args.dry_run;
         if self.args.json {
@@ -180,7 +163,6 @@ impl Work<'_> {
             out.document(&fields, |d| {
                 d.list("users")?;
                 each(&mut |report| tell(&mut |r| d.row(&r.json(&self.c.namespace)), report))
-                    .map(drop)
             })?;
         } else {
             each(&mut |report| tell(&mut |r| r.text(self.c, dry_run, out), report))?;
@@ -196,23 +178,18 @@ impl Work<'_> {
         self.args.to.as_ref().map(open).transpose()
     }
 
-    /// One user; `None` if the run has ended before.
-    fn user(
-        &self,
-        chosen: &Chosen,
-        files: Option<&mut (dyn Destination + 'static)>,
-    ) -> Option<Report> {
-        if self.stop.load(Ordering::Relaxed) {
-            return None;
-        }
+    /// One user; if the run has ended before, the report says that nothing was begun.
+    fn user(&self, chosen: &Chosen, files: Option<&mut (dyn Destination + 'static)>) -> Report {
         let mut report = Report {
             from: chosen.name(),
             ..Report::default()
         };
-        if let Err(e) = self.bring(chosen, files, &mut report) {
-            report.error = Some(e);
-        }
-        Some(report)
+        let done = match self.stop.load(Ordering::Relaxed) {
+            true => Err(Error::new(Kind::Stopping, "not begun")),
+            false => self.bring(chosen, files, &mut report),
+        };
+        report.error = done.err();
+        report
     }
 
     fn bring(
@@ -253,7 +230,9 @@ impl Work<'_> {
         let to: Option<&mut dyn Destination> = match files {
             Some(files) => Some(files),
             None => {
-                own = self.open()?;
+                // Whoever cannot be reached now is not by the next user either.
+                let opened = self.open();
+                own = opened.inspect_err(|_| self.stop.store(true, Ordering::Relaxed))?;
                 own.as_deref_mut().map(|d| d as &mut dyn Destination)
             }
         };

@@ -292,11 +292,17 @@ fn private(
     let level = |key| fact.get(key).and_then(Value::as_u64).unwrap_or(1) as i64;
     match key {
         b"GENERATION" => {
-            index.set_meta("generation", text(fact, "ID")?)?;
             index.set_meta("key", key_of(fact).ok_or_else(|| bad("KEY"))?)?;
-            let created = fact.get("CREATED").and_then(Value::as_u64);
-            index.set_meta("created", created.map_or(time.0, |t| t as i64))?;
-            index.unset_meta("new")?;
+            // Later ones, of a backup that got another name, tell nothing new of the log.
+            if index
+                .meta_text("generation")?
+                .is_none_or(|id| id.is_empty())
+            {
+                index.set_meta("generation", text(fact, "ID")?)?;
+                let created = fact.get("CREATED").and_then(Value::as_u64);
+                index.set_meta("created", created.map_or(time.0, |t| t as i64))?;
+                index.unset_meta("new")?;
+            }
         }
         // What compaction writes: all that is known at a time; before it stand bodies only.
         b"STATE" => {

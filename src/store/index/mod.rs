@@ -13,6 +13,7 @@ mod over;
 mod read;
 mod schema;
 mod search;
+mod summary;
 mod watch;
 mod write;
 
@@ -25,6 +26,7 @@ pub use read::{
     SubscriptionRow, Totals,
 };
 pub use search::{Field, RecordFilter};
+pub use summary::ChunkSums;
 pub use watch::{RowChange, Table, Watch};
 pub use write::Pending;
 

@@ -47,8 +47,10 @@ pub struct RowChange {
     pub old_end: Option<i64>,
     /// The same afterwards.
     pub new_end: Option<i64>,
-    /// Record: not by a flag, but by a complete state that lacked it.
+    /// Record: not by a flag, but by a complete state that lacked it. Mailbox: its epoch is another.
     pub gone: bool,
+    /// Record: when it came.
+    pub arrived: Option<i64>,
 }
 
 /// What a row is of.
@@ -79,7 +81,7 @@ const CREATE: &str = "
     CREATE TEMP TABLE watched_mailbox (uniqueid TEXT PRIMARY KEY);
     CREATE TEMP TABLE row_change (
         n INTEGER PRIMARY KEY, what INTEGER, mailbox_id, old_name, new_name, epoch, uid, guid,
-        old, new, old_end, new_end, gone
+        old, new, old_end, new_end, gone, arrived
     );
 ";
 
@@ -88,21 +90,21 @@ const TRIGGERS: &str = "
     CREATE TEMP TRIGGER watch_record BEFORE INSERT ON record WHEN {new} BEGIN
         INSERT INTO row_change
         SELECT NULL, 1, NEW.mailbox_id, NULL, NULL, NEW.epoch, NEW.uid, NEW.guid, o.flags,
-            NEW.flags, o.expunged, NEW.expunged, NEW.gone
+            NEW.flags, o.expunged, NEW.expunged, NEW.gone, NEW.arrived
         FROM (SELECT 1) LEFT JOIN record o
             ON o.mailbox_id = NEW.mailbox_id AND o.epoch = NEW.epoch AND o.uid = NEW.uid;
     END;
     CREATE TEMP TRIGGER watch_gone AFTER UPDATE OF expunged ON record WHEN {new} BEGIN
         INSERT INTO row_change VALUES (NULL, 1, NEW.mailbox_id, NULL, NULL, NEW.epoch, NEW.uid,
-            NEW.guid, OLD.flags, NEW.flags, OLD.expunged, NEW.expunged, NEW.gone);
+            NEW.guid, OLD.flags, NEW.flags, OLD.expunged, NEW.expunged, NEW.gone, NEW.arrived);
     END;
     CREATE TEMP TRIGGER watch_created AFTER INSERT ON mailbox WHEN {box} BEGIN
         INSERT INTO row_change VALUES (NULL, 0, NEW.id, NULL, NEW.mboxname, NEW.epoch, 0, NULL,
-            NULL, NEW.head, NULL, NEW.deleted, 0);
+            NULL, NEW.head, NULL, NEW.deleted, 0, NULL);
     END;
     CREATE TEMP TRIGGER watch_mailbox AFTER UPDATE ON mailbox WHEN {box} BEGIN
         INSERT INTO row_change VALUES (NULL, 0, NEW.id, OLD.mboxname, NEW.mboxname, NEW.epoch, 0,
-            NULL, OLD.head, NEW.head, OLD.deleted, NEW.deleted, OLD.epoch <> NEW.epoch);
+            NULL, OLD.head, NEW.head, OLD.deleted, NEW.deleted, OLD.epoch <> NEW.epoch, NULL);
     END;
 ";
 
@@ -110,23 +112,23 @@ const TRIGGERS: &str = "
 const OF_USER: &str = "
     CREATE TEMP TRIGGER watch_subscribed AFTER INSERT ON subscription BEGIN
         INSERT INTO row_change VALUES (NULL, 2, 0, NEW.mboxname, NEW.mboxname, 0, 0, NULL, NULL,
-            x'', NULL, NEW.unsubscribed, 0);
+            x'', NULL, NEW.unsubscribed, 0, NULL);
     END;
     CREATE TEMP TRIGGER watch_subscription AFTER UPDATE ON subscription BEGIN
         INSERT INTO row_change VALUES (NULL, 2, 0, NEW.mboxname, NEW.mboxname, 0, 0, NULL, x'',
-            x'', OLD.unsubscribed, NEW.unsubscribed, 0);
+            x'', OLD.unsubscribed, NEW.unsubscribed, 0, NULL);
     END;
     CREATE TEMP TRIGGER watch_script AFTER INSERT ON sieve BEGIN
         INSERT INTO row_change VALUES (NULL, 3, 0, NEW.filename, NEW.filename, 0, 0, NEW.guid,
-            NULL, x'', NULL, NEW.deleted, 0);
+            NULL, x'', NULL, NEW.deleted, 0, NULL);
     END;
     CREATE TEMP TRIGGER watch_sieve AFTER UPDATE ON sieve BEGIN
         INSERT INTO row_change VALUES (NULL, 3, 0, NEW.filename, NEW.filename, 0, 0, NEW.guid,
-            x'', x'', OLD.deleted, NEW.deleted, 0);
+            x'', x'', OLD.deleted, NEW.deleted, 0, NULL);
     END;
     CREATE TEMP TRIGGER watch_active BEFORE INSERT ON sieve_active BEGIN
         INSERT INTO row_change VALUES (NULL, 4, 0, (SELECT filename FROM sieve_active),
-            NEW.filename, 0, 0, NULL, x'', x'', NULL, NULL, 0);
+            NEW.filename, 0, 0, NULL, x'', x'', NULL, NULL, 0, NULL);
     END;
 ";
 
@@ -175,7 +177,7 @@ impl Index {
     pub fn take_changes(&self) -> Result<Vec<RowChange>> {
         let changes = self.all(
             "SELECT what, mailbox_id, old_name, new_name, epoch, uid, guid, old, new, old_end,
-                new_end, gone FROM row_change ORDER BY n",
+                new_end, gone, arrived FROM row_change ORDER BY n",
             [],
             row_change,
         )?;
@@ -218,5 +220,6 @@ fn row_change(r: &Row<'_>) -> rusqlite::Result<RowChange> {
         old_end: r.get(9)?,
         new_end: r.get(10)?,
         gone: r.get(11)?,
+        arrived: r.get(12)?,
     })
 }
