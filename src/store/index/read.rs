@@ -320,6 +320,13 @@ impl Index {
         })
     }
 
+    /// The Message-ID of a message whose body is here, if it has one.
+    pub fn message_id(&self, guid: Guid) -> Result<Option<String>> {
+        let sql = "SELECT message_id FROM message WHERE guid = ?1";
+        let found = self.one(sql, [&guid.0[..]], |r| r.get::<_, Option<String>>(0))?;
+        Ok(found.flatten().filter(|id| !id.is_empty()))
+    }
+
     /// The live mailbox of a name.
     pub fn mailbox_by_name(&self, mboxname: &str) -> Result<Option<MailboxRow>> {
         self.one(
