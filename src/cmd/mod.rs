@@ -11,6 +11,7 @@
 
 pub mod args;
 pub mod chunks;
+pub mod compact;
 pub mod delete;
 pub mod diff;
 pub mod dump;
@@ -43,6 +44,7 @@ use crate::cyrus::syslog;
 use crate::error::{Error, Kind, Result};
 use crate::store::backup::Settings;
 use crate::store::catalog::Catalog;
+use crate::store::compacted::Compacted;
 use crate::store::index::Index;
 use crate::store::past::{self, Past};
 use crate::store::proven::Proven;
@@ -189,6 +191,13 @@ pub static COMMANDS: &[Command] = &[
         job: reindex::job,
     },
     Command {
+        name: "compact",
+        operands: "[MODE] [BACKUP...]",
+        help: "drop what has outlived its retention, join small chunks",
+        options: compact::options,
+        job: compact::job,
+    },
+    Command {
         name: "heal",
         operands: "[MODE] BACKUP...",
         help: "get back what does not read",
@@ -276,12 +285,22 @@ impl Context {
         Proven::beside(&self.config.backup_db_path())
     }
 
-    /// The repair of a stale index, with the settings of imapd.conf.
-    pub fn repair(&self) -> Stale {
-        Stale::Repair(Settings {
+    /// What compaction found when it last looked.
+    pub fn compacted(&self) -> Compacted {
+        Compacted::beside(&self.config.backup_db_path())
+    }
+
+    /// How backups are written, as imapd.conf says.
+    pub fn settings(&self) -> Settings {
+        Settings {
             level: self.config.backup_ingest_level(),
             chunk_max: self.config.backup_chunk_max(),
-        })
+        }
+    }
+
+    /// The repair of a stale index, with the settings of imapd.conf.
+    pub fn repair(&self) -> Stale {
+        Stale::Repair(self.settings())
     }
 
     /// Finds and opens the one backup a command is about.

@@ -55,6 +55,24 @@ pub struct Folder {
     pub acl: Option<String>,
 }
 
+impl Folder {
+    /// The same without messages.
+    pub fn head_only(&self) -> Folder {
+        Folder {
+            from: self.from.clone(),
+            to: self.to.clone(),
+            head: self.head.clone(),
+            items: Vec::new(),
+            tombstones: Vec::new(),
+            bodiless: self.bodiless,
+            flags_only: self.flags_only,
+            keep_uids: self.keep_uids,
+            partition: self.partition.clone(),
+            acl: self.acl.clone(),
+        }
+    }
+}
+
 /// A sieve script.
 #[derive(Clone, Debug)]
 pub struct Script {
@@ -148,7 +166,7 @@ pub trait Destination {
     /// What it is, for people: `imap://host`, `maildir:DIR`.
     fn name(&self) -> String;
 
-    /// Told before the folders of each plan.
+    /// Told before the folders of each plan, which are without their messages still.
     fn begin(&mut self, _plan: &Plan, _dry_run: bool) -> Result<()> {
         Ok(())
     }

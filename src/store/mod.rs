@@ -4,6 +4,8 @@
 pub mod ahead;
 pub mod backup;
 pub mod catalog;
+pub mod compact;
+pub mod compacted;
 pub mod diff;
 pub mod doubt;
 pub mod erased;
@@ -19,6 +21,7 @@ pub mod lock;
 pub mod log;
 mod manifest;
 pub mod moving;
+pub mod notes;
 pub mod past;
 pub mod proven;
 pub mod reader;

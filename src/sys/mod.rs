@@ -1,5 +1,5 @@
-//! The only unsafe code: locks, inherited descriptors, identity, memory, terminal, children. Decides
-//! nothing.
+//! The only unsafe code: locks, inherited descriptors, identity, memory, priority, terminal,
+//! children. Decides nothing.
 #![allow(unsafe_code)]
 
 pub mod child;
@@ -9,4 +9,5 @@ pub mod fs;
 pub mod identity;
 pub mod lock;
 pub mod memory;
+pub mod priority;
 pub mod tty;

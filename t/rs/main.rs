@@ -1,7 +1,9 @@
 //! Store and server through the library.
 mod adopt;
+mod compact;
 mod crash;
 mod heal;
+mod history;
 mod imapd_conf;
 mod integrity;
 mod keep;

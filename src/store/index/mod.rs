@@ -7,6 +7,7 @@
 
 mod apply;
 mod compare;
+mod keep;
 mod mailbox;
 mod over;
 mod read;
@@ -18,7 +19,8 @@ mod write;
 
 pub use apply::{Lines, Place, apply_line};
 pub use compare::{Difference, differences};
-pub use mailbox::{MailboxApply, MailboxOutcome, Mode};
+pub use keep::{KeepRow, Lasting};
+pub use mailbox::{MailboxApply, MailboxOutcome, Mode, PastRecords, Stated, TIMES};
 pub use read::{
     AnnotationRow, ChunkRow, Counts, MailboxRow, MessageRow, RecordRow, SeenRow, SieveRow,
     SubscriptionRow, Totals,
