@@ -292,6 +292,8 @@ fn list_tells_of_every_backup() {
             "last_sync",
             "last_change",
             "proven",
+            "compacted",
+            "held",
             "chunks",
             "mailboxes",
             "messages",
