@@ -361,6 +361,50 @@ def full(rig):
             subprocess.run(["umount", small])
 
 
+# Runs a command and prints its memory at its peak. A process of its own: what a parent holds counts.
+MEASURE = """
+import os, sys
+child = os.fork()
+if child == 0:
+    os.execvp(sys.argv[1], sys.argv[1:])
+_pid, status, used = os.wait4(child, 0)
+print(used.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@case("a large message takes no memory", only=("ours",))
+def large(rig):
+    user = "large"
+    rig.cyrus.user(user)
+    body = message("large", 300) + (b"z" * 998 + b"\r\n") * 60000
+    with rig.cyrus.imap(user) as imap:
+        imap.append("INBOX", body)
+    rig.sync("-u", user)
+    top = temp_dir("cyrusrig-large-")
+    server = None if dovecot.problem() else dovecot.Dovecot([user])
+    conf = rig.to.conf + ".large"
+    with open(rig.to.conf) as file:
+        sandbox.write(conf, file.read() + "restore_authname: %s\nrestore_password: %s\n" % (user, PASSWORD))
+    try:
+        for form in ("eml:%s/eml", "maildir:%s/maildir", "tar:%s/tar", "mbox:%s/mbox", server and server.url() + "%.0s"):
+            if form is None:
+                continue
+            argv = [rig.to.path, "-C", conf, "restore", "--in-place", "--what", "mail", "--to", form % top, user]
+            done = run_command([sys.executable, "-c", MEASURE] + sandbox.as_cyrus(argv), cyrus=False)
+            expect_equal(done.code, 0, "status of %s: %s" % (form, done))
+            kib = int(done.out.splitlines()[-1])
+            diag("%s: %d KiB" % (form.split(":")[0], kib))
+            expect(kib < 40 * 1024, "%s: %d KiB of memory for 60 MB" % (form, kib))
+        expect(body in tree(top + "/eml").values(), "it is there")
+        if server:
+            with server.imap(user) as imap:
+                expect_equal([m["sha1"] for m in imap.messages("INBOX").values()], [mixed.sha1(body)], "and at the server")
+    finally:
+        if server:
+            server.stop()
+
+
 @case("what is there and is not ours is left alone", only=("ours",))
 def foreign(rig):
     top = temp_dir("cyrusrig-foreign-")

@@ -197,11 +197,12 @@ impl Store for Dir {
 
     fn settle(&mut self) -> Result<()> {
         self.name_all()?;
+        let unable = [io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported];
         for dir in std::mem::take(&mut self.touched) {
             let synced = File::open(&dir).and_then(|d| d.sync_all());
             match synced {
                 // Not every file system can.
-                Err(e) if e.kind() != io::ErrorKind::InvalidInput => {
+                Err(e) if !unable.contains(&e.kind()) => {
                     return Err(Error::io("cannot sync", e).at(&dir));
                 }
                 _ => {}

@@ -17,7 +17,7 @@ use crate::cyrus::mboxname::Namespace;
 use crate::cyrus::sync::Record;
 use crate::error::{Error, Kind, Result};
 use crate::restore::{Bodies, Destination, Done, Folder, Plan, is_of_message};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -398,8 +398,14 @@ fn fill(
     done.made = output.is_new;
     let hash = hash_of(&folder.to);
     let mut wanted = Vec::new();
+    // One UID may come from several epochs of a mailbox; with the same message it is the same.
+    let mut seen = HashSet::new();
     for item in &folder.items {
         let r = &item.record;
+        if !seen.insert((r.uid, r.guid)) {
+            done.there += 1;
+            continue;
+        }
         let there = output.there.get_mut(&(hash.clone(), r.guid));
         let exact = there.and_then(|uids| {
             let at = uids.iter().position(|uid| *uid == r.uid)?;

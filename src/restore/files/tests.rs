@@ -180,13 +180,15 @@ fn the_second_run_adds_nothing() {
         assert_eq!((second[0].there, second[1].there), (2, 1), "{format:?}");
         assert!(!second[0].made, "{format:?}");
         assert_eq!(temp.files(), files, "{format:?}");
-        // One more, and one under another UID.
+        // One more, one under another UID, and one that comes from two epochs.
         let mut folders = two_folders();
+        let twice = folders[0].items[1].clone();
+        folders[0].items.push(twice);
         folders[0].items.push(item(9, "x\r\n", &[]));
         folders[1].items[0].record.uid = 77;
         bodies = Held::of(&["x\r\n"]);
         let third = run(format, &place, &folders, &mut bodies);
-        assert_eq!((third[0].brought, third[0].there), (1, 2), "{format:?}");
+        assert_eq!((third[0].brought, third[0].there), (1, 3), "{format:?}");
         assert_eq!((third[1].brought, third[1].there), (0, 1), "{format:?}");
         for (name, bytes) in &files {
             let now = fs::read(temp.0.join(name)).unwrap();
@@ -196,6 +198,21 @@ fn the_second_run_adds_nothing() {
                 _ => bytes.len(),
             };
             assert!(now.starts_with(&bytes[..kept]), "{format:?} {name}");
+        }
+    }
+}
+
+#[test]
+fn one_uid_of_two_epochs() {
+    for (format, name) in FORMATS {
+        let temp = Temp::new("files-epochs");
+        let items = vec![item(1, ONE, &[]), item(1, TWO, &[]), item(1, ONE, &["$a"])];
+        let folders = [folder("user.anna.x", items)];
+        for brought in [2, 0] {
+            let mut bodies = Held::of(&[ONE, TWO]);
+            let done = run(format, &temp.at(name), &folders, &mut bodies);
+            assert_eq!(done[0].brought, brought, "{format:?}");
+            assert_eq!(done[0].there, 3 - brought, "{format:?}");
         }
     }
 }

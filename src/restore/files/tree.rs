@@ -13,7 +13,7 @@ use crate::cyrus::mboxname::Namespace;
 use crate::cyrus::sync::Record;
 use crate::error::{Error, Kind, Result};
 use crate::restore::{Bodies, Destination, Done, Folder, Item, Plan, is_of_message};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -275,8 +275,13 @@ impl Destination for Tree {
 /// The items that are not there, and the names of those that are there under another UID.
 fn split<'a>(items: &'a [Item], there: &mut There) -> (Vec<&'a Item>, Others) {
     let mut left = Vec::new();
+    // One UID may come from several epochs of a mailbox; with the same message it is the same.
+    let mut seen = HashSet::new();
     for item in items {
         let r = &item.record;
+        if !seen.insert((r.uid, r.guid)) {
+            continue;
+        }
         let exact = there
             .get_mut(&r.guid)
             .and_then(|list| Some((list.iter().position(|(uid, _)| *uid == r.uid)?, list)));

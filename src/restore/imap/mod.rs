@@ -178,6 +178,7 @@ impl Append {
             false => None,
         };
         let mut refused = first;
+        refused.text.push_str(&format!(" ({name})"));
         if let Some(other) = other {
             match self.try_open(&other, folder, dry_run, done)? {
                 Ok(selected) => {
@@ -221,6 +222,38 @@ impl Append {
         }
         done.made = true;
         self.select(name, verb)
+    }
+
+    /// Gives others their rights in a mailbox that was made; its owner has his from the server.
+    fn share(&mut self, name: &str, folder: &Folder, done: &mut Done) -> Result<()> {
+        let words: Vec<&str> = match &folder.acl {
+            Some(acl) => acl.split('\t').filter(|w| !w.is_empty()).collect(),
+            None => return Ok(()),
+        };
+        let others: Vec<(&str, &str)> = words
+            .chunks_exact(2)
+            .map(|pair| (pair[0], pair[1]))
+            .filter(|(who, _)| *who != self.userid)
+            .collect();
+        if !others.is_empty() && !self.imap()?.has("ACL") {
+            done.notes.push("the server has no ACLs".into());
+            return Ok(());
+        }
+        for (who, rights) in others {
+            let mut rest = b" ".to_vec();
+            if quote(who.as_bytes(), &mut rest).is_none() {
+                done.notes.push(format!("ACL: {who}: not ASCII"));
+                continue;
+            }
+            rest.push(b' ');
+            let _ = quote(rights.as_bytes(), &mut rest);
+            let rest = String::from_utf8_lossy(&rest).into_owned();
+            let outcome = self.on("SETACL", name, &rest)?;
+            if !outcome.is_ok() {
+                done.notes.push(format!("ACL: {who}: {outcome}"));
+            }
+        }
+        Ok(())
     }
 
     /// Gives messages that are there the flags they had.
@@ -390,8 +423,8 @@ impl Destination for Append {
             done.bytes = wanted.iter().map(|i| i.record.size).sum();
             return Ok(());
         }
-        if folder.acl.is_some() && done.made {
-            done.notes.push("the ACL is not brought by APPEND".into());
+        if done.made {
+            self.share(&name, folder, done)?;
         }
         if self.imap()?.has("UNSELECT") {
             self.run(b"UNSELECT", &mut |_| {})?;

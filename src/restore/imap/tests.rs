@@ -18,6 +18,7 @@ struct State {
     subscribed: Vec<String>,
     appends: usize,
     stored: Vec<String>,
+    acl: Vec<String>,
 }
 
 /// A small server. It refuses messages with REFUSE, ones with a keyword `$no`, and goes at HANGUP.
@@ -128,6 +129,7 @@ impl Server {
                     list.push((flags.to_owned(), date, body));
                 }
             }
+            "SETACL" => state.acl.push(rest.to_owned()),
             "UID" if rest.starts_with("UID STORE") => state.stored.push(rest.to_owned()),
             "UID" => {
                 let mut lines = Vec::new();
@@ -411,6 +413,26 @@ fn mailboxes_that_cannot_be_had() {
     f.keep_uids = true;
     let (_, result) = bring(&mut to, &f, &mut Texts::of(&[], false));
     assert_eq!(result.unwrap_err().kind(), Kind::Usage);
+}
+
+#[test]
+fn rights_of_others() {
+    for (capabilities, notes) in [("ACL", 0), ("", 1)] {
+        let state: Arc<Mutex<State>> = Arc::default();
+        let mut to = connect(capabilities, &state);
+        let mut f = folder("user.anna.x", Vec::new());
+        f.acl = Some("anna\tlrswipkxtecdan\tbert\tlr\tanyone\tp\t".into());
+        let (done, result) = bring(&mut to, &f, &mut Texts::of(&[], false));
+        result.unwrap();
+        assert_eq!(done.notes.len(), notes, "{:?}", done.notes);
+        // It is there by now, and keeps what it has.
+        bring(&mut to, &f, &mut Texts::of(&[], false)).1.unwrap();
+        let told = [
+            "SETACL \"x\" \"bert\" \"lr\"",
+            "SETACL \"x\" \"anyone\" \"p\"",
+        ];
+        assert_eq!(state.lock().unwrap().acl, told[..2 * (1 - notes)]);
+    }
 }
 
 #[test]
