@@ -139,7 +139,7 @@ impl Held {
     }
 
     /// The same for a question that cannot be taken back.
-    fn ask_once<T>(
+    pub fn ask_once<T>(
         &self,
         key: &str,
         question: &mut dyn FnMut(&Index, &dyn LogFile) -> Result<T>,
