@@ -714,6 +714,28 @@ def idempotent(to):
 # -- over TCP --------------------------------------------------------------------
 
 
+@hostile("changes behind a GET that came before a mark are not taken for the whole mailbox")
+def marked_between(to):
+    # As a sender of Cyrus 3.0 says them: without SINCE_MODSEQ.
+    fill(to, "between")
+    whole = live(to, "between")
+    with Talk(to) as first, Talk(to) as second:
+        expect(b"user.between" in b"".join(v["MBOXNAME"] for n, v in first.read("GET USER", "between") if n == "MAILBOX"), "it is told")
+        doubt = box("between", [record(1, body(1), MODSEQ=25)], SYNC_CRC=1234, HIGHESTMODSEQ=25)
+        expect_equal(second.get("USER", "between"), b"OK success", "GET USER")
+        expect(second.apply("MAILBOX", doubt).startswith(b"NO IMAP_SYNC_CHANGED"), "a sum that does not fit")
+        expect_equal(second.ask(b"EXIT"), b"OK Finished", "EXIT")
+        changes = box("between", [record(1, body(1), MODSEQ=26)], HIGHESTMODSEQ=26)
+        answer = first.apply("MAILBOX", changes)
+        expect(answer.startswith(b"NO IMAP_SYNC_CHANGED"), "%r" % answer)
+        expect_equal(live(to, "between"), whole, "what is live")
+        expect_equal([n for n, _v in first.read("GET USER", "between") if n == "MAILBOX"], [], "mailboxes told")
+        every = box("between", [record(n, body(n), MODSEQ=26) for n in (1, 2, 3)], HIGHESTMODSEQ=26)
+        expect_equal(first.apply("MAILBOX", every), b"OK success", "all of it")
+        expect_equal(first.ask(b"EXIT"), b"OK Finished", "EXIT")
+    expect_equal(live(to, "between"), whole, "what is live in the end")
+
+
 @hostile("before login nothing works, and literals are not read")
 def strangers(to):
     before = to.stored()

@@ -31,6 +31,8 @@ pub struct Held {
     pub promised: HashMap<Guid, String>,
     /// Mailboxes (uniqueid) whose complete state we asked for after a FULLMAILBOX.
     pub complete: HashSet<String>,
+    /// Mailboxes (uniqueid) that the last GET told, so that only changes may follow.
+    pub told: HashSet<String>,
     /// Counts for the log line at the end.
     pub stats: Stats,
 }
@@ -66,6 +68,7 @@ impl Held {
             named: Vec::new(),
             promised: HashMap::new(),
             complete: HashSet::new(),
+            told: HashSet::new(),
             stats: Stats::default(),
         }
     }
@@ -188,6 +191,7 @@ impl Held {
         self.named.clear();
         self.promised = HashMap::new();
         self.complete.clear();
+        self.told.clear();
     }
 
     /// Seals backups that were not used for `idle`; what was promised stays.

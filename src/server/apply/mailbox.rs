@@ -184,11 +184,12 @@ fn state(held: &mut Held, stated: Stated) -> Result<()> {
     }
     held.get(&key)?;
     let asked = held.complete.contains(&uniqueid);
+    let told = held.told.contains(&uniqueid);
     let backup = held.get(&key)?;
     let index = backup.index();
     let row = index.mailbox(&uniqueid)?;
     let mark = index.resync(&uniqueid)?;
-    let plan = plan(&stated, row.as_ref(), mark.as_ref(), asked);
+    let plan = plan(&stated, row.as_ref(), mark.as_ref(), asked, told);
     let doubted = mark.is_some();
     match plan {
         Plan::Nothing => Ok(()),
@@ -227,12 +228,15 @@ fn plan(
     row: Option<&MailboxRow>,
     mark: Option<&(i64, String)>,
     asked: bool,
+    told: bool,
 ) -> Plan {
     let head = &stated.head;
     let given = |key| head.number(key).filter(|&n| n != 0);
     let since = given("SINCE_MODSEQ");
     if let Some((level, _)) = mark {
-        if since.is_some() {
+        // A sender that was told the mailbox before it was marked sends changes, and old ones do not
+        // say since when.
+        if since.is_some() || told {
             return Plan::Changed("the whole mailbox is wanted");
         }
         let epoch = row.map_or(1, |r| r.epoch);
