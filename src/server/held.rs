@@ -103,6 +103,7 @@ impl Held {
                     while !self.open.is_empty() {
                         self.close_first();
                     }
+                    let _waiting = self.shared.wanted.wait(key);
                     self.shared.open(key, Wait::For(self.shared.lock_wait))?
                 }
                 opened => opened?,
@@ -198,6 +199,19 @@ impl Held {
     pub fn release_idle(&mut self, idle: Duration) {
         // In the order of their use.
         while self.open.first().is_some_and(|o| o.used.elapsed() >= idle) {
+            self.close_first();
+        }
+    }
+
+    /// Seals those among them that another session waits for; what was promised stays.
+    pub fn release_wanted(&mut self, idle: Duration) {
+        while let Some(i) = self
+            .open
+            .iter()
+            .position(|o| o.used.elapsed() >= idle && self.shared.wanted.is_wanted(o.backup.key()))
+        {
+            let wanted = self.open.remove(i);
+            self.open.insert(0, wanted);
             self.close_first();
         }
     }
