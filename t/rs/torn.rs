@@ -12,11 +12,14 @@ use cyr_backup::store::reader::{Reader, Stale};
 use cyr_backup::util::time::Timestamp;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const SETTINGS: Settings = Settings {
     level: 1,
     chunk_max: 1 << 20,
 };
+/// Other tests start programs, which hold our locks for a moment, until they are what they are.
+const WAIT: Wait = Wait::For(Duration::from_secs(20));
 const NOW: Timestamp = Timestamp(1_795_439_789);
 
 struct Dir(PathBuf);
@@ -53,7 +56,7 @@ impl Drop for Dir {
 }
 
 fn open(path: &Path) -> Backup {
-    Backup::open(path, "anna", Wait::No, Create::IfMissing, SETTINGS).unwrap()
+    Backup::open(path, "anna", WAIT, Create::IfMissing, SETTINGS).unwrap()
 }
 
 fn subscribe(backup: &mut Backup, name: &str) {
@@ -89,7 +92,7 @@ fn settled(dir: &Dir, backup: &Backup, subscriptions: usize) {
 }
 
 fn reindex(path: &Path) -> Backup {
-    Backup::reindex(path, "anna", Wait::No, SETTINGS, 2, Box::new(|_| ())).unwrap()
+    Backup::reindex(path, "anna", WAIT, SETTINGS, 2, Box::new(|_| ())).unwrap()
 }
 
 #[test]

@@ -191,7 +191,7 @@ fn state(held: &mut Held, stated: Stated) -> Result<()> {
     let mark = index.resync(&uniqueid)?;
     let plan = plan(&stated, row.as_ref(), mark.as_ref(), asked, told);
     let doubted = mark.is_some();
-    match plan {
+    let done = match plan {
         Plan::Nothing => Ok(()),
         Plan::Changed(why) => Err(Error::new(Kind::Changed, why).place(mboxname)),
         Plan::Mark(level, why) => Err(resync(held, &key, &uniqueid, &mboxname, level, why)),
@@ -203,7 +203,12 @@ fn state(held: &mut Held, stated: Stated) -> Result<()> {
             }
         }
         Plan::Complete(epoch) => enter(held, &key, stated, Some(epoch), doubted),
-    }?;
+    };
+    if done.as_ref().is_err_and(|e| e.kind() == Kind::Changed) {
+        // From here on the sender knows.
+        held.told.remove(&uniqueid);
+    }
+    done?;
     held.complete.remove(&uniqueid);
     held.stats.mailboxes += 1;
     Ok(())
