@@ -13,4 +13,5 @@ mod past;
 mod restore;
 mod review;
 mod store;
+mod torn;
 mod twoskip;
