@@ -1,6 +1,7 @@
 //! Store and server through the library.
 mod adopt;
 mod compact;
+mod compact_odd;
 mod crash;
 mod heal;
 mod history;
