@@ -145,4 +145,28 @@ def shared(rig):
     rig.whole(shared=("team", "team.old"))
 
 
+@case("erasing a message drops nothing else of what the brake holds")
+def erased(rig):
+    made(rig, "dora", 12)
+    time.sleep(2.5)
+    with rig.cyrus.imap("dora") as imap:
+        imap.select("INBOX")
+        imap.expunge("1:10")
+    rig.cyrus.expire("-E", "0", "-X", "0", "-D", "0")
+    rig.sync("-u", "dora", attempts=2)
+    time.sleep(2.5)
+    rig.to.write_conf(backup_compact_brake="50")
+    try:
+        expect("held" in asked(rig, "compact", "dora"), "the brake holds it")
+        guid = rig.to.json("messages", "dora", "--deleted")["messages"][0]["guid"]
+        asked(rig, "erase", "dora", guid)
+        bodies = logfile.bodies(rig.to.data_file("dora"))
+        expect(guid not in bodies, "it is erased")
+        expect_equal(len(bodies), 11, "bodies that are left")
+        expect("held" in asked(rig, "compact", "dora"), "the brake holds it still")
+    finally:
+        rig.to.write_conf(backup_compact_brake="0")
+    rig.whole("dora")
+
+
 run(setup, Rig.close)
