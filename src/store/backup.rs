@@ -126,11 +126,30 @@ impl Backup {
         settings: Settings,
     ) -> Result<Backup> {
         let lock = DataLock::acquire(path, wait, create)?;
-        let file: Arc<dyn LogFile> = Arc::new(
-            lock.file()
-                .try_clone()
-                .map_err(|e| Error::io("cannot open", e).at(path))?,
-        );
+        let file = lock.file().try_clone();
+        let file = file.map_err(|e| Error::io("cannot open", e).at(path))?;
+        Backup::open_locked(lock, Arc::new(file), key, settings)
+    }
+
+    /// The same with the log in another file than that at `path`, which is locked all the same: for
+    /// tests in which the disk fails.
+    pub fn open_on(
+        file: Arc<dyn LogFile>,
+        path: &Path,
+        key: &str,
+        settings: Settings,
+    ) -> Result<Backup> {
+        let lock = DataLock::acquire(path, Wait::No, Create::IfMissing)?;
+        Backup::open_locked(lock, file, key, settings)
+    }
+
+    fn open_locked(
+        lock: DataLock,
+        file: Arc<dyn LogFile>,
+        key: &str,
+        settings: Settings,
+    ) -> Result<Backup> {
+        let path = lock.path();
         let len = file
             .len()
             .map_err(|e| Error::io("cannot read", e).at(path))?;
@@ -240,9 +259,10 @@ impl Backup {
         &*self.file
     }
 
-    /// Whether even undoing failed: the backup must be dropped and opened again.
+    /// Whether even undoing failed, or the index turned out to be damaged: the backup must be dropped
+    /// and opened again.
     pub fn is_broken(&self) -> bool {
-        self.broken
+        self.broken || self.index.is_damaged()
     }
 
     /// Bodies that wait for a MAILBOX line.
@@ -256,7 +276,7 @@ impl Backup {
     }
 
     fn sound(&self) -> Result<()> {
-        if self.broken {
+        if self.is_broken() {
             return Err(Error::new(Kind::Io, "backup failed before").at(&self.path));
         }
         Ok(())
@@ -829,6 +849,17 @@ impl Drop for Backup {
     fn drop(&mut self) {
         // Without a finish the member stays open; whoever opens next seals it.
         self.index.rollback();
+        if self.index.is_damaged() {
+            // It would be found good at the next opening, until its bad page is met again. We have
+            // the lock until it is closed.
+            log::error!(
+                "DBERROR: index is damaged and is made anew filename=<{}>",
+                self.index.path().display()
+            );
+            if let Err(e) = super::index::remove(self.index.path()) {
+                log::error!("IOERROR: {e}");
+            }
+        }
     }
 }
 

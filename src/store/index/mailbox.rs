@@ -7,7 +7,7 @@ use super::Index;
 use crate::cyrus::dlist::{Form, Value, print_to_vec};
 use crate::cyrus::guid::Guid;
 use crate::cyrus::sync::{MailboxHead, Record, Sums};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::util::time::Timestamp;
 use rusqlite::{OptionalExtension, params};
 use std::collections::HashSet;
@@ -398,6 +398,6 @@ impl Index {
             }
             Ok((sums, n))
         };
-        count().map_err(|e| Error::from(e).at(self.path()))
+        count().map_err(|e| self.error(e))
     }
 }

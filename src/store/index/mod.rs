@@ -37,6 +37,8 @@ pub struct Index {
     path: PathBuf,
     /// Its write-ahead log is new: see [`Index::commit`].
     fresh: Cell<bool>,
+    /// SQLite has met what it cannot have written.
+    damaged: Cell<bool>,
 }
 
 /// The name of the index that belongs to a data file.
@@ -138,6 +140,7 @@ impl Index {
             conn,
             path: path.to_owned(),
             fresh: Cell::new(fresh),
+            damaged: Cell::new(false),
         };
         index.settings(settings)?;
         index.run(schema::CREATE)?;
@@ -206,6 +209,7 @@ impl Index {
             conn,
             path: path.to_owned(),
             fresh: Cell::new(false),
+            damaged: Cell::new(false),
         };
         index.settings(settings)?;
         let application_id: i64 = index
@@ -237,7 +241,16 @@ impl Index {
     }
 
     fn error(&self, e: rusqlite::Error) -> Error {
-        Error::from(e).at(&self.path)
+        let e = Error::from(e).at(&self.path);
+        if e.kind() == Kind::NeedsReindex {
+            self.damaged.set(true);
+        }
+        e
+    }
+
+    /// Whether any answer so far showed that the file is damaged.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged.get()
     }
 
     /// Where the index lies.
