@@ -1,5 +1,6 @@
 //! Store and server through the library.
 mod adopt;
+mod bytes;
 mod crash;
 mod heal;
 mod imapd_conf;
@@ -10,4 +11,5 @@ mod past;
 mod restore;
 mod review;
 mod store;
+mod sweep;
 mod twoskip;
