@@ -137,9 +137,10 @@ impl Backup {
         file: Arc<dyn LogFile>,
         path: &Path,
         key: &str,
+        wait: Wait,
         settings: Settings,
     ) -> Result<Backup> {
-        let lock = DataLock::acquire(path, Wait::No, Create::IfMissing)?;
+        let lock = DataLock::acquire(path, wait, Create::IfMissing)?;
         Backup::open_locked(lock, file, key, settings)
     }
 
@@ -332,9 +333,16 @@ impl Backup {
         }
         let mut members = Vec::new();
         let mut from = None;
+        let (mut end, until) = (0, self.log.member_offset());
         for row in self.index.chunks_after(listed)? {
             if let (Some(length), Some(sha256)) = (row.length, &row.sha256) {
                 from.get_or_insert(row.offset);
+                // What is written stays: not what cannot be.
+                if row.offset < end || row.offset.saturating_add(length) > until {
+                    let what = format!("chunk {} cannot be where the index says", row.id);
+                    return Err(self.index.doubted(&what));
+                }
+                end = row.offset + length;
                 members.push(Value::num(length));
                 members.push(Value::text(hex::encode(sha256)));
             }

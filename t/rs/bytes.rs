@@ -26,6 +26,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+/// A child of another test may hold a copy of the descriptor for a moment.
+const WAIT: Wait = Wait::For(std::time::Duration::from_secs(10));
+
 const SETTINGS: Settings = Settings {
     level: 1,
     chunk_max: 1 << 20,
@@ -68,8 +71,7 @@ fn sample(sessions: u32, size: usize) -> Sample {
     let mut guids = Vec::new();
     for session in 0..sessions {
         let now = Timestamp(1000 + i64::from(session));
-        let mut backup =
-            Backup::open(&path, "anna", Wait::No, Create::IfMissing, SETTINGS).unwrap();
+        let mut backup = Backup::open(&path, "anna", WAIT, Create::IfMissing, SETTINGS).unwrap();
         let mut list = Vec::new();
         for _ in 0..2 {
             uid += 1;
@@ -213,7 +215,7 @@ fn try_log(sample: &Sample, log: &[u8], with_index: bool, hurt: &BTreeSet<usize>
     let again = dir.0.join("again");
     fs::write(&again, log).unwrap();
     let watch = Box::new(|_| ());
-    match Backup::reindex(&again, "anna", Wait::No, SETTINGS, 2, watch) {
+    match Backup::reindex(&again, "anna", WAIT, SETTINGS, 2, watch) {
         Ok(backup) => {
             all_safe(&dumped(backup.index(), backup.file()), "reindex");
             let lost = sample
@@ -229,7 +231,7 @@ fn try_log(sample: &Sample, log: &[u8], with_index: bool, hurt: &BTreeSet<usize>
         Err(e) => assert!(e.kind() == Kind::Damaged && safe.is_empty(), "{what}: {e}"),
     }
     // And the next sync goes on.
-    match Backup::open(&path, "anna", Wait::No, Create::No, SETTINGS) {
+    match Backup::open(&path, "anna", WAIT, Create::No, SETTINGS) {
         Ok(mut backup) => {
             all_safe(&dumped(backup.index(), backup.file()), "opened");
             backup
@@ -361,7 +363,7 @@ fn try_index(sample: &Sample, bytes: &[u8], what: &str) {
     }
     // A session: whatever it meets, the next one works.
     for turn in 0..3 {
-        match Backup::open(&path, "anna", Wait::No, Create::No, SETTINGS) {
+        match Backup::open(&path, "anna", WAIT, Create::No, SETTINGS) {
             Ok(mut backup) => {
                 let done = backup.append(&[sub("user.anna")], Timestamp(900));
                 let broken = backup.is_broken();
@@ -375,7 +377,7 @@ fn try_index(sample: &Sample, bytes: &[u8], what: &str) {
         assert!(turn < 2, "{what}: refused for good");
     }
     let watch = Box::new(|_| ());
-    Backup::reindex(&path, "anna", Wait::No, SETTINGS, 2, watch)
+    Backup::reindex(&path, "anna", WAIT, SETTINGS, 2, watch)
         .unwrap_or_else(|e| panic!("{what}: {e}"))
         .finish()
         .unwrap();

@@ -248,6 +248,12 @@ impl Index {
         e
     }
 
+    /// The error for an answer that cannot be true: the file counts as damaged from now on.
+    pub fn doubted(&self, what: &str) -> Error {
+        self.damaged.set(true);
+        Error::new(Kind::NeedsReindex, what).at(&self.path)
+    }
+
     /// Whether any answer so far showed that the file is damaged.
     pub fn is_damaged(&self) -> bool {
         self.damaged.get()
