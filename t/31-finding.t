@@ -72,6 +72,8 @@ def headers(rig):
         (["--from", "m\u00fcller"], ["utf8"]),
         (["--from", "jm@corp"], ["utf8"]),
         (["--from", "corp.example", "--subject", "report"], ["plain"]),
+        (["--from", "boss"] * 9 + ["--from", "corp"], ["plain"]),
+        (["--from", "boss"] * 9 + ["--from", "nobody"], []),
         (["--cc", "carla"], ["latin"]),
         (["--to", "ANNA@"], sorted(MAILS)),
         (["--message-id", "find-jis@"], ["jis"]),

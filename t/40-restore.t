@@ -137,6 +137,11 @@ def by_guid(rig):
     os.chmod(path, 0o644)
     told = restore(rig, "--in-place", "--guids", path, "gwen")
     expect_equal(totals(told), (0, 2, 1, 0, 0), "the list")
+    found = rig.to.tool("search", "-j", "--deleted-only", "--subject", "message 5", "gwen")
+    expect(found.code == 0, "search", [str(found)])
+    where = "imap://127.0.0.1:%d" % rig.cyrus.imap_port
+    done = rig.to.tool("restore", "-j", "--in-place", "--guids", "-", "--to", where, "gwen", stdin=found.out.encode())
+    expect_equal((done.code, totals(json.loads(done.out)["users"])), (0, (0, 1, 0, 0, 0)), "what search found")
     told = restore(rig, "--into", "user/gwen/Sent", "gwen", inbox[0]["guid"])
     expect_equal(totals(told), (0, 1, 0, 0, 0), "into another mailbox")
     expect_equal(len(shown(rig.cyrus, "gwen", "INBOX/Sent")), 5, "is there")
@@ -199,8 +204,15 @@ def flags(rig):
         expect_equal((len(seen), all("\\Seen" in m[1] for m in seen)), (5, True), "after the change")
         # Only flags.
         dry = restore(rig, "-n", "--flags-only", "--at", str(then), user, "INBOX", to=way)
+        log = rig.cyrus.sync_log_path()
+        if os.path.exists(log):
+            os.unlink(log)
         told = restore(rig, "--flags-only", "--at", str(then), user, "INBOX", to=way)
         expect_equal(totals(told), (0, 0, 5, 3, 0), "flags over " + way)
+        if way == "imap":
+            # The server's own replicas and backups hear of it.
+            with open(log) as file:
+                expect("MAILBOX user." + user in file.read(), "imapd logs it")
         expect_equal(totals(dry), totals(told), "as the dry run said")
         after = shown(rig.cyrus, user, "INBOX")
         expect_equal([m for m in after if m in before], before[:0] + [m for m in before if m in after], "flags are back")

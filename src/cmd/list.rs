@@ -1,22 +1,31 @@
 //! `list`: the backups, one a line.
 //!
-//! Cheap, however many there are: some small questions to each index, no log is read, no lock is
+//! Cheap, however many there are: two looks at the folder for each backup that has not changed since
+//! the last time, a count in its index for the others (`store::summary`). No log is read, no lock is
 //! taken, nothing is repaired. A backup that cannot be read is listed with its error, and the exit
 //! status is 1.
 
 use super::args::{self, usage};
 use super::output::{Out, number, plain, when};
+use super::parallel::in_order;
 use super::select::{self, Chosen, Select};
-use super::{Context, Job, Outcome, View};
+use super::{Context, Job, Outcome};
+use crate::cyrus::config::retention::{Retention, UserRetention};
+use crate::cyrus::mboxname::{MboxName, Namespace, Owner};
 use crate::error::Result;
-use crate::store::index::{self, Counts};
+use crate::store::former::{self, Former};
 use crate::store::proven::{Proved, time_of};
 use crate::store::reader::Stale;
+use crate::store::summary::{Cache, Looked, Summary, look};
 use crate::util::time::{Timestamp, now};
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::thread;
+
+/// Backups that are looked at by one thread at a time.
+const AT_A_TIME: usize = 64;
 
 /// What was typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +34,7 @@ pub struct Args {
     json: bool,
     /// `--stale`, in seconds.
     stale_secs: Option<i64>,
+    deleted: bool,
 }
 
 /// The options.
@@ -34,6 +44,7 @@ pub fn options() -> Options {
     args::json(&mut o);
     let help = "only those whose last sync is older";
     o.optopt("", "stale", help, "HOURS");
+    o.optflag("", "deleted", "the deleted ones instead");
     o
 }
 
@@ -53,96 +64,108 @@ impl Args {
                 Some(i64::from(hours) * 3600)
             }
         };
+        let select = Select::some_or_all(m)?;
+        let deleted = m.opt_present("deleted");
+        if deleted && (!select.is_all() || stale_secs.is_some()) {
+            return Err(usage(
+                "--deleted lists all that are deleted: no more can be said",
+            ));
+        }
         Ok(Args {
-            select: Select::some_or_all(m)?,
+            select,
             json: m.opt_present("j"),
             stale_secs,
+            deleted,
         })
     }
 }
 
-/// What is told about one backup, with or without its index.
+/// What is told about one backup, with or without its numbers.
 struct Row {
     key: Option<String>,
     path: String,
-    bytes: Option<u64>,
-    index_bytes: Option<u64>,
-    counts: Result<Counts>,
+    looked: Looked,
     proven: Option<i64>,
 }
 
 impl Row {
-    /// Looks at a backup without waiting for anything.
-    fn read(chosen: &Chosen, c: &Context, proofs: &HashMap<String, Proved>) -> Row {
-        let view = c.open(chosen, Stale::Refuse);
-        let proven = match &view {
-            Ok(view) => proven(view, proofs).ok().flatten(),
-            Err(_) => None,
+    fn new(chosen: &Chosen, mut looked: Looked, proofs: &HashMap<String, Proved>) -> Row {
+        let key = chosen.key.clone().or(looked.key.take());
+        let proven = match (&looked.summary, &key) {
+            (Ok(summary), Some(key)) => time_of(proofs, key, &summary.generation),
+            _ => None,
         };
         Row {
-            key: match &view {
-                Ok(view) => Some(view.key.clone()),
-                Err(_) => chosen.key.clone(),
-            },
+            key,
             path: chosen.path.display().to_string(),
-            bytes: size(&chosen.path),
-            index_bytes: size(&index::path_of(&chosen.path)),
-            counts: view.and_then(|v| v.reader.index().counts()),
+            looked,
             proven,
         }
     }
 
+    fn summary(&self) -> Option<&Summary> {
+        self.looked.summary.as_ref().ok()
+    }
+
     fn is_stale(&self, limit: Option<i64>, now: Timestamp) -> bool {
-        match (limit, &self.counts) {
-            (Some(limit), Ok(counts)) => counts.last_time.is_none_or(|t| t < now.0 - limit),
+        match (limit, &self.looked.summary) {
+            (Some(limit), Ok(s)) => s.last_time.is_none_or(|t| t < now.0 - limit),
             // What cannot be judged is shown.
             (None, _) | (_, Err(_)) => true,
         }
     }
 
-    fn json(&self) -> Value {
-        let counts = self.counts.as_ref().ok();
-        let n = |f: fn(&Counts) -> i64| counts.map(f);
+    fn json(&self, now: Timestamp) -> Value {
+        let n = |f: fn(&Summary) -> i64| self.summary().map(f);
         let mut row = json!({
             "userid": self.key,
             "path": self.path,
-            "bytes": self.bytes,
-            "index_bytes": self.index_bytes,
-            "last_sync": counts.and_then(|c| c.last_time),
+            "bytes": self.looked.bytes,
+            "index_bytes": self.looked.index_bytes,
+            "last_sync": self.summary().and_then(|s| s.last_time),
+            "last_change": self.summary().and_then(|s| s.last_change),
             "proven": self.proven,
-            "chunks": n(|c| c.chunks),
-            "mailboxes": n(|c| c.mailboxes),
-            "messages": n(|c| c.records),
-            "resync": n(|c| c.resync),
+            "chunks": n(|s| s.chunks),
+            "mailboxes": n(|s| s.mailboxes),
+            "messages": n(|s| s.messages),
+            "resync": n(|s| s.resync),
+            "plain_bytes": n(|s| s.plain_bytes),
+            "ratio": self.summary().and_then(Summary::ratio),
+            "live_bytes": n(|s| s.live_bytes),
+            "waste_bytes": n(Summary::waste_bytes),
+            "due_bytes": self.summary().map(|s| s.due_bytes(now.0)),
         });
-        if let Err(e) = &self.counts {
+        if let Err(e) = &self.looked.summary {
             row["error"] = e.to_string().into();
         }
         row
     }
 
     fn line(&self, out: &mut Out) -> Result<()> {
-        let counts = self.counts.as_ref().ok();
-        let n = |f: fn(&Counts) -> i64| number(counts.map(f));
+        let n = |f: fn(&Summary) -> i64| number(self.summary().map(f));
         out.line(format_args!(
-            "{:<24} {:<20} {:<20} {:>12} {:>10} {:>7} {:>8} {:>6} {}",
+            "{:<24} {:<20} {:<20} {:>12} {:>10} {:>7} {:>8} {:>6} {:>6} {}",
             plain(self.key.as_deref().unwrap_or("-")),
-            when(counts.and_then(|c| c.last_time)),
+            when(self.summary().and_then(|s| s.last_time)),
             when(self.proven),
-            number(self.bytes),
-            number(self.index_bytes),
-            n(|c| c.chunks),
-            n(|c| c.records),
-            n(|c| c.resync),
+            number(self.looked.bytes),
+            number(self.looked.index_bytes),
+            n(|s| s.chunks),
+            n(|s| s.messages),
+            self.summary()
+                .map_or("-".into(), |s| percent(s.waste_bytes(), s.body_bytes)),
+            n(|s| s.resync),
             plain(&self.path)
         ))
     }
 }
 
-/// When a backup was proven, if its present log was.
-pub(super) fn proven(view: &View, proofs: &HashMap<String, Proved>) -> Result<Option<i64>> {
-    let generation = view.reader.index().meta_text("generation")?;
-    Ok(time_of(proofs, &view.key, &generation.unwrap_or_default()))
+/// A share for people.
+fn percent(part: i64, whole: i64) -> String {
+    match whole {
+        0 => "0%".into(),
+        whole => format!("{:.0}%", part as f64 * 100.0 / whole as f64),
+    }
 }
 
 /// Bytes of a file; only its folder is looked at.
@@ -150,32 +173,176 @@ pub(super) fn size(path: &Path) -> Option<u64> {
     std::fs::metadata(path).ok().map(|m| m.len())
 }
 
+/// The rules for the backup of a key; without one, or for a key that names nobody, those for all.
+pub(super) fn retention_of(rules: &Retention, key: Option<&str>, ns: &Namespace) -> UserRetention {
+    match key.and_then(Owner::from_key) {
+        Some(Owner::User(userid)) => {
+            let domain = userid.rsplit_once('@').map(|(_, d)| d);
+            let domain = domain.unwrap_or(&ns.defaultdomain);
+            rules.of(Some(&userid), Some(domain))
+        }
+        Some(Owner::Shared { domain, .. }) => {
+            let domain = Some(domain).filter(|d| !d.is_empty());
+            rules.of(None, Some(domain.as_deref().unwrap_or(&ns.defaultdomain)))
+        }
+        Some(Owner::Server) | None => rules.of(None, None),
+    }
+}
+
+/// Finds the numbers of backups, remembered ones where they are still true, and hands them to `tell`
+/// in order.
+pub(super) fn each(
+    chosen: &[Chosen],
+    c: &Context,
+    stale: Stale,
+    is_whole: bool,
+    tell: &mut dyn FnMut(&Chosen, Looked) -> Result<()>,
+) -> Result<()> {
+    let rules = c.config.retention();
+    let mut cache = match chosen.len() {
+        // To read what is remembered of all costs more than to ask.
+        0..AT_A_TIME if !is_whole => None,
+        _ => Some(Cache::beside(
+            &c.config.backup_db_path(),
+            &format!("{rules:?}"),
+        )),
+    };
+    let ns = &c.namespace;
+    let catalog = c.catalog();
+    let work = |chosen: &&[Chosen]| -> Vec<Looked> {
+        let one = |chosen: &Chosen| {
+            let key = chosen.key.as_deref();
+            let known = cache.as_ref().zip(key).and_then(|(c, key)| c.known(key));
+            let mine = retention_of(&rules, key, ns);
+            let keep = |name: &str| match MboxName::parse(name, ns) {
+                Ok(name) => mine.mailbox(&name),
+                Err(_) => mine.general(),
+            };
+            let looked = look(&chosen.path, known, stale, &keep);
+            if looked.summary.is_ok() {
+                return looked;
+            }
+            match chosen.moved(&catalog) {
+                Some(now) => look(&now.path, None, stale, &keep),
+                None => looked,
+            }
+        };
+        chosen.iter().map(one).collect()
+    };
+    let parts: Vec<&[Chosen]> = chosen.chunks(AT_A_TIME).collect();
+    let jobs = thread::available_parallelism().map_or(1, usize::from);
+    let mut fresh = Vec::new();
+    let told = in_order(&parts, jobs, None, work, |part, looked| {
+        for (chosen, mut looked) in part.iter().zip(looked) {
+            if let (Some(key), Some(text)) = (&chosen.key, looked.fresh()) {
+                fresh.push((key.clone(), text));
+            }
+            tell(chosen, looked)?;
+        }
+        Ok(())
+    });
+    if let Some(cache) = &mut cache {
+        fresh
+            .into_iter()
+            .for_each(|(key, text)| cache.remember(&key, text));
+        if is_whole && told.is_ok() {
+            let keys: HashSet<&str> = chosen.iter().filter_map(|c| c.key.as_deref()).collect();
+            cache.only(|key| keys.contains(key));
+        }
+        cache.save();
+    }
+    told.map(|_| ())
+}
+
+/// The deleted ones, and until when they are kept.
+fn run_deleted(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
+    let formers = former::list(&c.catalog(), None)?;
+    let until = |f: &Former| super::delete::until(f, c);
+    if args.json {
+        out.document(&[], |d| {
+            d.list("backups")?;
+            formers.iter().try_for_each(|f| {
+                d.row(&json!({
+                    "userid": f.owner,
+                    "key": f.key,
+                    "path": f.path.to_string_lossy(),
+                    "bytes": size(&f.path),
+                    "deleted": f.deleted.map(|t| t.0),
+                    "until": until(f),
+                }))
+            })
+        })?;
+    } else {
+        out.line(format_args!(
+            "{:<24} {:<20} {:<20} {:>12} KEY",
+            "BACKUP", "DELETED", "KEPT UNTIL", "BYTES"
+        ))?;
+        for f in &formers {
+            out.line(format_args!(
+                "{:<24} {:<20} {:<20} {:>12} {}",
+                plain(&f.owner),
+                when(f.deleted.map(|t| t.0)),
+                when(until(f)),
+                number(size(&f.path)),
+                plain(&f.key)
+            ))?;
+        }
+    }
+    Ok(Outcome::Well)
+}
+
 fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
+    if args.deleted {
+        return run_deleted(args, c, out);
+    }
     let found = args.select.find(&c.catalog(), &c.namespace)?;
     for (name, e) in &found.missing {
         c.complain(name, e);
     }
     let now = now();
     let proofs = c.proven().all()?;
-    let rows = found.chosen.iter().map(|chosen| {
-        let row = Row::read(chosen, c, &proofs);
-        if let Err(e) = &row.counts {
+    let row = |chosen: &Chosen, looked: Looked| {
+        if let Err(e) = &looked.summary {
             c.complain(&chosen.name(), e);
         }
-        row
-    });
-    let mut rows = rows.filter(|row| row.is_stale(args.stale_secs, now));
+        let row = Row::new(chosen, looked, &proofs);
+        row.is_stale(args.stale_secs, now).then_some(row)
+    };
+    let is_all = args.select.is_all();
     if args.json {
         out.document(&[], |d| {
             d.list("backups")?;
-            rows.try_for_each(|row| d.row(&row.json()))
+            each(
+                &found.chosen,
+                c,
+                Stale::Refuse,
+                is_all,
+                &mut |chosen, looked| {
+                    let row = row(chosen, looked);
+                    row.map_or(Ok(()), |row| d.row(&row.json(now)))
+                },
+            )
         })?;
     } else {
         out.line(format_args!(
-            "{:<24} {:<20} {:<20} {:>12} {:>10} {:>7} {:>8} {:>6} DATA FILE",
-            "BACKUP", "LAST SYNC", "PROVEN", "BYTES", "INDEX", "CHUNKS", "MESSAGES", "RESYNC"
+            "{:<24} {:<20} {:<20} {:>12} {:>10} {:>7} {:>8} {:>6} {:>6} DATA FILE",
+            "BACKUP",
+            "LAST SYNC",
+            "PROVEN",
+            "BYTES",
+            "INDEX",
+            "CHUNKS",
+            "MESSAGES",
+            "WASTE",
+            "RESYNC"
         ))?;
-        rows.try_for_each(|row| row.line(out))?;
+        each(
+            &found.chosen,
+            c,
+            Stale::Refuse,
+            is_all,
+            &mut |chosen, looked| row(chosen, looked).map_or(Ok(()), |row| row.line(out)),
+        )?;
     }
     Ok(c.outcome())
 }
@@ -205,18 +372,16 @@ mod tests {
 
     #[test]
     fn stale_is_older_or_never_or_unknown() {
-        let row = |counts| Row {
+        let row = |summary| Row {
             key: None,
             path: "/b".into(),
-            bytes: None,
-            index_bytes: None,
-            counts,
+            looked: Looked::unasked(summary),
             proven: None,
         };
         let at = |last_time| {
-            row(Ok(Counts {
+            row(Ok(Summary {
                 last_time,
-                ..Counts::default()
+                ..Summary::default()
             }))
         };
         let now = Timestamp(10_000);
@@ -224,8 +389,37 @@ mod tests {
         assert!(!is(at(Some(6400))) && is(at(Some(6399))) && is(at(None)));
         assert!(at(Some(10_000)).is_stale(None, now));
         let broken = row(Err(Error::new(Kind::Damaged, "torn")));
-        assert_eq!(broken.json()["error"], "torn");
-        assert_eq!(broken.json()["chunks"], Value::Null);
+        assert_eq!(broken.json(now)["error"], "torn");
+        assert_eq!(broken.json(now)["chunks"], Value::Null);
         assert!(is(broken));
+    }
+
+    #[test]
+    fn retention_is_the_owner_s() {
+        let rules = Retention::parse(Some(1), "anna=2s, @x.example=3s").unwrap();
+        let ns = Namespace {
+            defaultdomain: "x.example".into(),
+            ..Namespace::default()
+        };
+        for (key, secs) in [
+            (Some("anna"), 2),
+            (Some("bert"), 3),
+            (Some("carl@y.example"), 1),
+            (Some("carl@x.example"), 3),
+            (Some("%SHARED//team"), 3),
+            (Some("%SHARED/y.example/team"), 1),
+            (Some("%SHARED"), 1),
+            (None, 1),
+        ] {
+            let got = retention_of(&rules, key, &ns).general();
+            assert_eq!(got, Some(secs), "{key:?}");
+        }
+    }
+
+    #[test]
+    fn shares_are_percent() {
+        assert_eq!(percent(0, 0), "0%");
+        assert_eq!(percent(1, 3), "33%");
+        assert_eq!(percent(3, 3), "100%");
     }
 }

@@ -11,18 +11,24 @@
 
 pub mod args;
 pub mod chunks;
+pub mod compact;
+pub mod delete;
 pub mod diff;
 pub mod dump;
+pub mod erase;
 pub mod heal;
 pub mod history;
 pub mod list;
+pub mod lock;
 pub mod mailboxes;
 pub mod messages;
+pub mod moving;
 pub mod old;
 pub mod output;
 pub mod parallel;
 pub mod passwd;
 pub mod reindex;
+pub mod rename;
 pub mod rescan;
 pub mod restore;
 pub mod search;
@@ -38,6 +44,7 @@ use crate::cyrus::syslog;
 use crate::error::{Error, Kind, Result};
 use crate::store::backup::Settings;
 use crate::store::catalog::Catalog;
+use crate::store::compacted::Compacted;
 use crate::store::index::Index;
 use crate::store::past::{self, Past};
 use crate::store::proven::Proven;
@@ -184,11 +191,53 @@ pub static COMMANDS: &[Command] = &[
         job: reindex::job,
     },
     Command {
+        name: "compact",
+        operands: "[MODE] [BACKUP...]",
+        help: "drop what has outlived its retention, join small chunks",
+        options: compact::options,
+        job: compact::job,
+    },
+    Command {
         name: "heal",
         operands: "[MODE] BACKUP...",
         help: "get back what does not read",
         options: heal::options,
         job: heal::job,
+    },
+    Command {
+        name: "delete",
+        operands: "[MODE] BACKUP...",
+        help: "take a whole backup out of use; --undo brings it back",
+        options: delete::options,
+        job: delete::job,
+    },
+    Command {
+        name: "erase",
+        operands: "[MODE] BACKUP...",
+        help: "remove for good and at once",
+        options: erase::options,
+        job: erase::job,
+    },
+    Command {
+        name: "lock",
+        operands: "[MODE] BACKUP",
+        help: "hold a backup's lock: until end of input, or around a command",
+        options: lock::options,
+        job: lock::job,
+    },
+    Command {
+        name: "move",
+        operands: "--to NAME [MODE] BACKUP...",
+        help: "move backups to another backup partition",
+        options: moving::options,
+        job: moving::job,
+    },
+    Command {
+        name: "rename",
+        operands: "OLD NEW",
+        help: "a user's backup goes to the user's new name",
+        options: rename::options,
+        job: rename::job,
     },
     Command {
         name: "rescan",
@@ -236,12 +285,22 @@ impl Context {
         Proven::beside(&self.config.backup_db_path())
     }
 
-    /// The repair of a stale index, with the settings of imapd.conf.
-    pub fn repair(&self) -> Stale {
-        Stale::Repair(Settings {
+    /// What compaction found when it last looked.
+    pub fn compacted(&self) -> Compacted {
+        Compacted::beside(&self.config.backup_db_path())
+    }
+
+    /// How backups are written, as imapd.conf says.
+    pub fn settings(&self) -> Settings {
+        Settings {
             level: self.config.backup_ingest_level(),
             chunk_max: self.config.backup_chunk_max(),
-        })
+        }
+    }
+
+    /// The repair of a stale index, with the settings of imapd.conf.
+    pub fn repair(&self) -> Stale {
+        Stale::Repair(self.settings())
     }
 
     /// Finds and opens the one backup a command is about.

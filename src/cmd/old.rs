@@ -58,7 +58,7 @@ pub fn ctl_backups(args: &[OsString]) -> Result<Vec<OsString>> {
     };
     let mut out = Words::new(name);
     out.globals(&m);
-    out.flag(m.opt_present("j"), "-j");
+    out.flag(m.opt_present("j") && *name != "lock", "-j");
     out.flag(m.opt_present("w") && *waits, "-w");
     out.flag(m.opt_present("F") && *name == "compact", "--force");
     if *name == "list" && m.opt_present("t") {
@@ -218,6 +218,7 @@ mod tests {
             ("reindex -w a b", "reindex -w -- a b"),
             ("lock -p -u anna", "lock -p -u -- anna"),
             ("lock -c -s anna", "lock -c -s -- anna"),
+            ("-j -w lock --pause anna", "lock -w -p -- anna"),
             ("lock -x true anna", "lock -x true -- anna"),
             ("compact --all --force", "compact --force -A --"),
         ] {

@@ -7,11 +7,10 @@
 //! A reader that went away is an error of kind `Io` like any other, but [`Out::is_closed`] tells it
 //! apart: nobody is to hear of it.
 
-use crate::cyrus::dlist::Value as Dlist;
+pub use crate::cyrus::dlist::json::{annotations_json, bytes_json, dlist_json, dlist_number};
 use crate::error::{Error, Result};
 use crate::util::time::{Timestamp, iso};
-use base64ct::{Base64, Encoding};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use std::fmt;
 use std::io::{self, BufWriter, Write};
 
@@ -177,62 +176,11 @@ pub fn number(n: Option<impl fmt::Display>) -> String {
     n.map_or_else(|| "-".into(), |n| n.to_string())
 }
 
-/// Bytes for JSON.
-pub fn bytes_json(bytes: &[u8]) -> Value {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => text.into(),
-        Err(_) => json!({ "base64": Base64::encode_string(bytes) }),
-    }
-}
-
-/// A dlist value for JSON, without types: numbers stay text. Of equal keys the first counts.
-pub fn dlist_json(value: &Dlist) -> Value {
-    match value {
-        Dlist::Nil => Value::Null,
-        Dlist::Text(bytes) | Dlist::Flag(bytes) => bytes_json(bytes),
-        Dlist::List(items) => items.iter().map(dlist_json).collect(),
-        Dlist::Kv(items) => {
-            let mut map = Map::new();
-            for (key, value) in items {
-                map.entry(String::from_utf8_lossy(key))
-                    .or_insert_with(|| dlist_json(value));
-            }
-            map.into()
-        }
-    }
-}
-
-/// A dlist text that should be a number, as a number if it is one.
-pub fn dlist_number(value: Option<&Dlist>) -> Value {
-    let text = value.and_then(Dlist::as_str);
-    match (text.and_then(|t| t.parse::<i64>().ok()), value) {
-        (Some(n), _) => n.into(),
-        (None, Some(value)) => match value.as_u64() {
-            Some(n) => n.into(),
-            None => dlist_json(value),
-        },
-        (None, None) => Value::Null,
-    }
-}
-
-/// An ANNOTATIONS list as rows of entry, userid, value.
-pub fn annotations_json(list: &[Dlist]) -> Value {
-    let part = |a: &Dlist, key| a.get(key).map_or(Value::Null, dlist_json);
-    list.iter()
-        .map(|a| {
-            json!({
-                "entry": part(a, "ENTRY"),
-                "userid": part(a, "USERID"),
-                "value": part(a, "VALUE"),
-            })
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::Kind;
+    use serde_json::json;
     use std::cell::RefCell;
     use std::rc::Rc;
 
@@ -312,19 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_lose_nothing() {
-        assert_eq!(bytes_json("\u{fc}".as_bytes()), json!("\u{fc}"));
-        assert_eq!(bytes_json(b"\xff\0"), json!({"base64": "/wA="}));
+    fn control_characters_are_shown() {
         assert_eq!(plain("a\x1b[1m\u{9b}\u{fc}"), "a\\u{1b}[1m\\u{9b}\u{fc}");
-        let v = Dlist::kv([
-            ("A", Dlist::Nil),
-            ("B", Dlist::List(vec![Dlist::num(1)])),
-            ("A", Dlist::num(2)),
-        ]);
-        assert_eq!(dlist_json(&v), json!({"A": null, "B": ["1"]}));
-        let n = |t: &str| dlist_number(Some(&Dlist::text(t)));
-        assert_eq!(n("-1"), json!(-1));
-        assert_eq!(n("18446744073709551615"), json!(u64::MAX));
-        assert_eq!(n("x"), json!("x"));
     }
 }

@@ -13,6 +13,7 @@ use super::args::usage;
 use crate::cyrus::mboxname::{MboxName, Namespace, Owner, canonical_userid, from_admin};
 use crate::error::{Error, Kind, Result};
 use crate::store::catalog::Catalog;
+use crate::store::former;
 use getopts::{Matches, Options};
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -66,6 +67,18 @@ impl Chosen {
             Some(key) => key.clone(),
             None => self.path.display().to_string(),
         }
+    }
+}
+
+impl Chosen {
+    /// Where it is now, if it has moved since it was looked up.
+    pub fn moved(&self, catalog: &Catalog) -> Option<Chosen> {
+        let key = self.key.clone()?;
+        let path = catalog.lookup(&key).ok().flatten()?;
+        (path != self.path).then_some(Chosen {
+            key: Some(key),
+            path,
+        })
     }
 }
 
@@ -139,9 +152,29 @@ impl Select {
         Ok((Select { mode, names }, rest.to_vec()))
     }
 
+    /// Backups named by user or mailbox, each by its own name: for what cannot be taken back easily.
+    pub fn named(m: &Matches) -> Result<Select> {
+        let select = Select::some(m)?;
+        match select.mode {
+            Mode::Userid | Mode::Mailbox => Ok(select),
+            _ => Err(usage("each backup must be named: not with -f -D -P -A")),
+        }
+    }
+
+    /// The names, and under which keys what each means may be, best first.
+    pub fn candidates(&self, ns: &Namespace) -> Result<Vec<(String, Vec<String>)>> {
+        let one = |name: &String| Ok((name.clone(), self.keys(name, ns)?));
+        self.names.iter().map(one).collect()
+    }
+
     /// Whether the names stand for sets.
     pub fn is_set(&self) -> bool {
         matches!(self.mode, Mode::Domain | Mode::Prefix | Mode::All)
+    }
+
+    /// Whether it is every backup.
+    pub fn is_all(&self) -> bool {
+        self.mode == Mode::All
     }
 
     /// The backups. An unreadable catalogue is an error; so is, as `Kind::Usage`, a name that
@@ -198,9 +231,15 @@ impl Select {
     }
 
     fn covers(&self, key: &str, ns: &Namespace) -> bool {
+        let names = |p: &String| key.starts_with(p.as_str());
         match self.mode {
+            // What is deleted is nobody's: only who asks for it gets it.
+            Mode::Prefix if former::is_former(key) => {
+                self.names.iter().any(|p| p.starts_with('%') && names(p))
+            }
+            _ if former::is_former(key) => false,
             Mode::All => true,
-            Mode::Prefix => self.names.iter().any(|p| key.starts_with(p.as_str())),
+            Mode::Prefix => self.names.iter().any(names),
             Mode::Domain => match Owner::from_key(key) {
                 Some(Owner::User(userid)) => {
                     let domain = userid.rsplit_once('@').map(|(_, d)| d);

@@ -1,14 +1,16 @@
-//! `stat`: numbers about each of some backups. Reads all message rows of their indexes, and brings
-//! an index up to date first where that can be done without waiting.
+//! `stat`: numbers about each of some backups. Counts in their indexes where they have changed since
+//! the last time, and brings an index up to date first where that can be done without waiting. No
+//! log is read, unless for such a repair.
 
 use super::args;
-use super::list::{proven, size};
+use super::list::each;
 use super::output::{Out, number, plain, when};
 use super::select::{self, Chosen, Select};
 use super::{Context, Job, Outcome};
 use crate::error::Result;
-use crate::store::index::{self, ChunkRow};
-use crate::store::proven::Proved;
+use crate::store::proven::{Proved, time_of};
+use crate::store::summary::Looked;
+use crate::util::time::{Timestamp, now};
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -37,42 +39,40 @@ pub fn job(m: &Matches) -> Result<Job> {
     Ok(Box::new(move |c, out| run(&args, c, out)))
 }
 
-fn row(chosen: &Chosen, c: &Context, proofs: &HashMap<String, Proved>) -> Result<Value> {
-    let view = c.open(chosen, c.repair())?;
-    let index = view.reader.index();
-    let totals = index.totals()?;
-    let (unreferenced, unreferenced_bytes) = index.unreferenced()?;
-    let chunks = index.chunks()?;
-    // Of sealed chunks only: of an open one the index knows no lengths.
-    let sum = |of: fn(&ChunkRow) -> Option<u64>| {
-        let lengths = chunks.iter().filter_map(of);
-        lengths.fold(0, u64::saturating_add)
-    };
-    let stored = sum(|k| k.length);
-    let plain = sum(|k| k.plain_length);
-    let ratio = (stored > 0).then(|| (plain as f64 / stored as f64 * 100.0).round() / 100.0);
+fn row(
+    chosen: &Chosen,
+    mut looked: Looked,
+    proofs: &HashMap<String, Proved>,
+    now: Timestamp,
+) -> Result<Value> {
+    let s = looked.summary?;
+    let key = chosen.key.clone().or(looked.key.take()).unwrap_or_default();
     Ok(json!({
-        "userid": view.key,
+        "userid": key,
         "path": chosen.path.display().to_string(),
-        "bytes": size(&chosen.path),
-        "index_bytes": size(&index::path_of(&chosen.path)),
-        "last_sync": chunks.last().map(|k| k.last_time),
-        "proven": proven(&view, proofs)?,
-        "chunks": totals.chunks,
-        "mailboxes": totals.mailboxes,
-        "messages": totals.records,
-        "resync": totals.resync,
-        "bodies": totals.messages,
-        "body_bytes": totals.message_bytes,
-        "unreferenced": unreferenced,
-        "unreferenced_bytes": unreferenced_bytes,
-        "plain_bytes": plain,
-        "ratio": ratio,
-        "first_time": chunks.first().map(|k| k.first_time),
-        "last_time": chunks.last().map(|k| k.last_time),
-        "subscriptions": index.subscriptions(false)?.len(),
-        "scripts": index.scripts(false)?.len(),
-        "quota_roots": index.quotas()?.len(),
+        "bytes": looked.bytes,
+        "index_bytes": looked.index_bytes,
+        "last_sync": s.last_time,
+        "last_change": s.last_change,
+        "proven": time_of(proofs, &key, &s.generation),
+        "chunks": s.chunks,
+        "mailboxes": s.mailboxes,
+        "messages": s.messages,
+        "resync": s.resync,
+        "bodies": s.bodies,
+        "body_bytes": s.body_bytes,
+        "live_bytes": s.live_bytes,
+        "waste_bytes": s.waste_bytes(),
+        "due_bytes": s.due_bytes(now.0),
+        "unreferenced": s.unreferenced,
+        "unreferenced_bytes": s.unreferenced_bytes,
+        "plain_bytes": s.plain_bytes,
+        "ratio": s.ratio(),
+        "first_time": s.first_time,
+        "last_time": s.last_time,
+        "subscriptions": s.subscriptions,
+        "scripts": s.scripts,
+        "quota_roots": s.quota_roots,
     }))
 }
 
@@ -82,8 +82,9 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         c.complain(name, e);
     }
     let proofs = c.proven().all()?;
-    let mut rows = found.chosen.iter().map(|chosen| {
-        row(chosen, c, &proofs).unwrap_or_else(|e| {
+    let now = now();
+    let row = |chosen: &Chosen, looked: Looked| {
+        row(chosen, looked, &proofs, now).unwrap_or_else(|e| {
             c.complain(&chosen.name(), &e);
             json!({
                 "userid": chosen.key,
@@ -91,19 +92,38 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
                 "error": e.to_string(),
             })
         })
-    });
+    };
+    let is_all = args.select.is_all();
     if args.json {
         out.document(&[], |d| {
             d.list("backups")?;
-            rows.try_for_each(|row| d.row(&row))
+            each(
+                &found.chosen,
+                c,
+                c.repair(),
+                is_all,
+                &mut |chosen, looked| d.row(&row(chosen, looked)),
+            )
         })?;
     } else {
-        rows.try_for_each(|row| text(&row, out))?;
+        each(
+            &found.chosen,
+            c,
+            c.repair(),
+            is_all,
+            &mut |chosen, looked| text(&row(chosen, looked), out),
+        )?;
     }
     Ok(c.outcome())
 }
 
-const TIMES: [&str; 4] = ["last_sync", "proven", "first_time", "last_time"];
+const TIMES: [&str; 5] = [
+    "last_sync",
+    "last_change",
+    "proven",
+    "first_time",
+    "last_time",
+];
 
 /// One backup for people: a line for each number.
 fn text(row: &Value, out: &mut Out) -> Result<()> {
@@ -117,7 +137,7 @@ fn text(row: &Value, out: &mut Out) -> Result<()> {
             value if TIMES.contains(&key.as_str()) => when(value.as_i64()),
             value => value.to_string(),
         };
-        out.line(format_args!("  {:<14} {value}", key.replace('_', " ")))?;
+        out.line(format_args!("  {:<18} {value}", key.replace('_', " ")))?;
     }
     Ok(())
 }

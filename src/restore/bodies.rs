@@ -96,6 +96,10 @@ impl Bodies for FromBackup<'_> {
         self.reader.body(guid, sink)
     }
 
+    fn message_id(&mut self, guid: Guid) -> Result<Option<String>> {
+        self.reader.index().message_id(guid)
+    }
+
     fn order(&mut self, guids: &mut [Guid]) -> Result<()> {
         let mut places = Vec::with_capacity(guids.len());
         for guid in guids.iter() {

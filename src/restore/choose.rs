@@ -1,6 +1,7 @@
 //! Choosing what is brought back: from a backup's index, as it is or as it was, to a [`Plan`].
 //!
-//! Reads the index only, never a body. What is wanted is told by [`Wanted`]; where each mailbox goes is
+//! Reads the index only, never a body. Of large mailboxes the messages are counted first and read
+//! again when their turn comes ([`Choice::load`]): memory is that of the largest one. What is wanted is told by [`Wanted`]; where each mailbox goes is
 //! decided here, so that a destination has nothing to choose.
 //!
 //! What was deleted: messages expunged from mailboxes that live, unless the same message lives
@@ -14,6 +15,9 @@ use crate::cyrus::mboxname::{MboxName, Namespace, Owner, inbox_of};
 use crate::error::{Error, Kind, Result};
 use crate::store::index::{Index, MailboxRow, RecordRow};
 use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// Messages held in memory besides those of the folder that is being restored.
+const HELD: u64 = 20_000;
 
 /// Which messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,50 +130,173 @@ struct Source {
     deleted: Option<i64>,
 }
 
-/// The plan for one backup, whose key is `key`. `NotFound` if a mailbox that was named is not there.
+/// The plan for one backup, whose key is `key`, all of it in memory. `NotFound` if a mailbox that
+/// was named is not there.
 pub fn choose(index: &Index, key: &str, wanted: &Wanted, ns: &Namespace) -> Result<Plan> {
-    let owner = match Owner::from_key(key) {
-        Some(Owner::User(userid)) => Some(userid),
-        _ => None,
-    };
-    let mut plan = Plan {
-        from: key.to_owned(),
-        userid: match (&wanted.user, &owner) {
-            (Some(user), _) => user.clone(),
-            (None, Some(user)) => user.clone(),
-            (None, None) => String::new(),
-        },
-        ..Plan::default()
-    };
-    let chooser = Chooser {
-        index,
-        wanted,
-        ns,
-        from: owner,
-        to: plan.userid.clone(),
-    };
-    let mut sources = chooser.sources(false)?;
-    // A user that is gone is taken as it was at its end.
-    let gone = wanted.revive && sources.iter().all(|s| s.deleted.is_some());
-    if wanted.keep_uids && !gone {
-        // A rebuilt server still has what can be undeleted there.
-        sources = chooser.sources(true)?;
-    }
-    sources = chooser.named(sources)?;
-    let taken = chooser.taken(sources, gone);
-    if wanted.what.mail {
-        chooser.folders(taken, &mut plan)?;
-        if wanted.newest_first {
-            newest_first(&mut plan.folders);
+    let mut choice = Choice::of(index, key, wanted, ns)?;
+    let folders = (0..choice.parts.len()).map(|at| choice.load(at));
+    let folders = folders.collect::<Result<_>>()?;
+    choice.plan.folders = folders;
+    Ok(choice.plan)
+}
+
+/// What was chosen of one backup.
+pub struct Choice<'a> {
+    chooser: Chooser<'a>,
+    alive: HashSet<Guid>,
+    parts: Vec<Part>,
+    /// The plan, whose folders may lack their messages.
+    pub plan: Plan,
+}
+
+/// A folder and where its messages come from.
+struct Part {
+    folder: Folder,
+    sources: Vec<Source>,
+    /// The messages are in the folder.
+    is_loaded: bool,
+    messages: u64,
+    bytes: u64,
+    newest: i64,
+}
+
+impl<'a> Choice<'a> {
+    /// Chooses from a backup, whose key is `key`. `NotFound` if a mailbox that was named is not
+    /// there.
+    pub fn of(
+        index: &'a Index,
+        key: &str,
+        wanted: &'a Wanted,
+        ns: &'a Namespace,
+    ) -> Result<Choice<'a>> {
+        let owner = match Owner::from_key(key) {
+            Some(Owner::User(userid)) => Some(userid),
+            _ => None,
+        };
+        let plan = Plan {
+            from: key.to_owned(),
+            userid: match (&wanted.user, &owner) {
+                (Some(user), _) => user.clone(),
+                (None, Some(user)) => user.clone(),
+                (None, None) => String::new(),
+            },
+            ..Plan::default()
+        };
+        let chooser = Chooser {
+            index,
+            wanted,
+            ns,
+            from: owner,
+            to: plan.userid.clone(),
+        };
+        let mut sources = chooser.sources(false)?;
+        // A user that is gone is taken as it was at its end.
+        let gone = wanted.revive && sources.iter().all(|s| s.deleted.is_some());
+        if wanted.keep_uids && !gone {
+            // A rebuilt server still has what can be undeleted there.
+            sources = chooser.sources(true)?;
         }
-        // What people miss least comes last.
-        plan.folders.sort_by_key(|f| {
-            let name = MboxName::parse(&f.to, ns);
-            name.is_ok_and(|n| n.is_deleted())
-        });
+        sources = chooser.named(sources)?;
+        let taken = chooser.taken(sources, gone);
+        let alive = match (wanted.which, &wanted.guids) {
+            // Who names messages means them.
+            (Which::Deleted, None) => chooser.alive()?,
+            _ => HashSet::new(),
+        };
+        let mut choice = Choice {
+            chooser,
+            alive,
+            parts: Vec::new(),
+            plan,
+        };
+        if wanted.what.mail {
+            choice.folders(taken)?;
+            if wanted.newest_first {
+                newest_first(&mut choice.parts);
+            }
+            // What people miss least comes last.
+            choice.parts.sort_by_key(|p| {
+                let name = MboxName::parse(&p.folder.to, ns);
+                name.is_ok_and(|n| n.is_deleted())
+            });
+        }
+        choice.chooser.user(gone, &mut choice.plan)?;
+        let bare = choice.parts.iter().map(|p| p.folder.head_only());
+        choice.plan.folders = bare.collect();
+        Ok(choice)
     }
-    chooser.user(gone, &mut plan)?;
-    Ok(plan)
+
+    /// Messages, and their bytes.
+    pub fn totals(&self) -> (u64, u64) {
+        let sizes = self.parts.iter().map(|p| (p.messages, p.bytes));
+        sizes.fold((0, 0), |(n, bytes), (m, more)| (n + m, bytes + more))
+    }
+
+    /// One of the plan's folders, with its messages; to be asked for once.
+    pub fn load(&mut self, at: usize) -> Result<Folder> {
+        let none = || Error::new(Kind::Internal, "no such folder");
+        let part = self.parts.get_mut(at).ok_or_else(none)?;
+        if !std::mem::take(&mut part.is_loaded) {
+            self.chooser.fill(part, &self.alive)?;
+        }
+        let folder = &mut part.folder;
+        Ok(Folder {
+            items: std::mem::take(&mut folder.items),
+            tombstones: std::mem::take(&mut folder.tombstones),
+            ..folder.head_only()
+        })
+    }
+
+    fn folders(&mut self, sources: Vec<Source>) -> Result<()> {
+        let chooser = &self.chooser;
+        let wanted = chooser.wanted;
+        let mut parts: BTreeMap<String, Part> = BTreeMap::new();
+        for source in sources {
+            if chooser.skipped(&source, &mut self.plan) {
+                continue;
+            }
+            let part = parts.entry(source.base.clone()).or_insert_with(|| Part {
+                folder: chooser.folder(&source),
+                sources: Vec::new(),
+                is_loaded: true,
+                messages: 0,
+                bytes: 0,
+                newest: i64::MIN,
+            });
+            if source.deleted.is_none() {
+                part.folder.head = source.row.head.clone();
+            }
+            part.sources.push(source);
+        }
+        let mut held = 0;
+        for part in parts.values_mut() {
+            chooser.fill(part, &self.alive)?;
+            part.messages = part.folder.items.len() as u64;
+            part.bytes = part.folder.items.iter().map(|i| i.record.size).sum();
+            let dates = part
+                .folder
+                .items
+                .iter()
+                .map(|i| i.record.internaldate as i64);
+            part.newest = dates.max().unwrap_or(i64::MIN);
+            held += part.messages + part.folder.tombstones.len() as u64;
+            if held > HELD {
+                part.is_loaded = false;
+                part.folder.items = Vec::new();
+                part.folder.tombstones = Vec::new();
+            }
+        }
+        // Asked for messages, nobody wants empty mailboxes.
+        let narrow = wanted.guids.is_some()
+            || wanted.flags_only
+            || wanted.since.is_some()
+            || wanted.until.is_some();
+        self.parts = parts.into_values().collect();
+        self.parts.retain(|p| {
+            p.messages > 0 || (!narrow && (wanted.which == Which::Alive || p.folder.bodiless > 0))
+        });
+        Ok(())
+    }
 }
 
 struct Chooser<'a> {
@@ -265,44 +392,20 @@ impl Chooser<'_> {
         sources
     }
 
-    fn folders(&self, sources: Vec<Source>, plan: &mut Plan) -> Result<()> {
-        let alive = match (self.wanted.which, &self.wanted.guids) {
-            // Who names messages means them.
-            (Which::Deleted, None) => self.alive()?,
-            _ => HashSet::new(),
-        };
-        let mut folders: BTreeMap<String, Folder> = BTreeMap::new();
-        for source in sources {
-            if self.skipped(&source, plan) {
-                continue;
-            }
+    /// Reads a folder's messages.
+    fn fill(&self, part: &mut Part, alive: &HashSet<Guid>) -> Result<()> {
+        let folder = &mut part.folder;
+        folder.bodiless = 0;
+        for source in &part.sources {
             let mut chosen = Chosen::default();
-            self.records(&source, &alive, &mut chosen)?;
-            let folder = folders
-                .entry(source.base.clone())
-                .or_insert_with(|| self.folder(&source));
-            if source.deleted.is_none() {
-                folder.head = source.row.head.clone();
-            }
+            self.records(source, alive, &mut chosen)?;
             folder.items.append(&mut chosen.items);
             folder.tombstones.append(&mut chosen.tombstones);
             folder.bodiless += chosen.bodiless;
         }
-        plan.folders = folders.into_values().collect();
-        for folder in &mut plan.folders {
-            if self.wanted.which != Which::Alive {
-                folder.items.sort_by_key(|i| i.record.uid);
-            }
+        if self.wanted.which != Which::Alive {
+            folder.items.sort_by_key(|i| i.record.uid);
         }
-        // Asked for messages, nobody wants empty mailboxes.
-        let narrow = self.wanted.guids.is_some()
-            || self.wanted.flags_only
-            || self.wanted.since.is_some()
-            || self.wanted.until.is_some();
-        plan.folders.retain(|f| {
-            !f.items.is_empty()
-                || (!narrow && (self.wanted.which == Which::Alive || f.bodiless > 0))
-        });
         Ok(())
     }
 
@@ -570,14 +673,13 @@ fn item(row: RecordRow) -> Item {
 }
 
 /// INBOX, then by the newest message; a parent stands before its children all the same.
-fn newest_first(folders: &mut Vec<Folder>) {
-    let newest = |f: &Folder| {
-        let dates = f.items.iter().map(|i| i.record.internaldate as i64);
-        dates.max().unwrap_or(i64::MIN)
-    };
-    let mut left: Vec<Folder> = std::mem::take(folders);
-    left.sort_by_key(|f| (f.to.matches('.').count() > 1, -newest(f).max(-i64::MAX)));
-    let names: HashSet<String> = left.iter().map(|f| f.to.clone()).collect();
+fn newest_first(parts: &mut Vec<Part>) {
+    let mut left: Vec<Part> = std::mem::take(parts);
+    left.sort_by_key(|p| {
+        let below = p.folder.to.matches('.').count() > 1;
+        (below, std::cmp::Reverse(p.newest))
+    });
+    let names: HashSet<String> = left.iter().map(|p| p.folder.to.clone()).collect();
     let parent = |name: &str| -> Option<String> {
         let mut name = name;
         while let Some((up, _)) = name.rsplit_once('.') {
@@ -588,21 +690,22 @@ fn newest_first(folders: &mut Vec<Folder>) {
         }
         None
     };
-    let mut waiting: HashMap<String, Vec<Folder>> = HashMap::new();
+    let mut waiting: HashMap<String, Vec<Part>> = HashMap::new();
     let mut done = HashSet::new();
     // Whoever waits for its parent follows it at once.
-    let mut stack: Vec<Folder> = left.into_iter().rev().collect();
-    while let Some(folder) = stack.pop() {
-        match parent(&folder.to) {
-            Some(up) if !done.contains(&up) => waiting.entry(up).or_default().push(folder),
+    let mut stack: Vec<Part> = left.into_iter().rev().collect();
+    while let Some(part) = stack.pop() {
+        let name = part.folder.to.clone();
+        match parent(&name) {
+            Some(up) if !done.contains(&up) => waiting.entry(up).or_default().push(part),
             _ => {
-                done.insert(folder.to.clone());
-                let next = waiting.remove(&folder.to).unwrap_or_default();
-                folders.push(folder);
+                let next = waiting.remove(&name).unwrap_or_default();
+                done.insert(name);
+                parts.push(part);
                 stack.extend(next.into_iter().rev());
             }
         }
     }
     // Two of one name that wait for each other cannot be; nothing is ever left out.
-    folders.extend(waiting.into_values().flatten());
+    parts.extend(waiting.into_values().flatten());
 }

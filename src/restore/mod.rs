@@ -13,13 +13,15 @@
 pub mod bodies;
 pub mod choose;
 pub mod cyrus;
+pub mod files;
+pub mod imap;
 pub mod out;
 pub mod target;
 
 use crate::cyrus::dlist::Value;
 use crate::cyrus::guid::Guid;
 use crate::cyrus::sync::{MailboxHead, Record};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 
 /// One message, as the backup has it, to be alive at the destination.
 #[derive(Clone, Debug)]
@@ -51,6 +53,24 @@ pub struct Folder {
     pub partition: Option<String>,
     /// Its ACL, if it is made: `id<TAB>rights<TAB>...`; `None`: the destination's default.
     pub acl: Option<String>,
+}
+
+impl Folder {
+    /// The same without messages.
+    pub fn head_only(&self) -> Folder {
+        Folder {
+            from: self.from.clone(),
+            to: self.to.clone(),
+            head: self.head.clone(),
+            items: Vec::new(),
+            tombstones: Vec::new(),
+            bodiless: self.bodiless,
+            flags_only: self.flags_only,
+            keep_uids: self.keep_uids,
+            partition: self.partition.clone(),
+            acl: self.acl.clone(),
+        }
+    }
 }
 
 /// A sieve script.
@@ -102,11 +122,21 @@ pub trait Bodies {
     /// `sink` is returned as it is.
     fn body(&mut self, guid: Guid, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
 
+    /// The message's Message-ID as `cyrus::header` reads it, if that is known without its body.
+    fn message_id(&mut self, _guid: Guid) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     /// Brings GUIDs into the order in which their bodies are read at the least cost. UIDs in
     /// ascending order are nearly as good.
     fn order(&mut self, _guids: &mut [Guid]) -> Result<()> {
         Ok(())
     }
+}
+
+/// Whether a body that cannot be had concerns one message alone: the next may be asked for.
+pub fn is_of_message(e: &Error) -> bool {
+    !matches!(e.kind(), Kind::Stopping | Kind::NoSpace)
 }
 
 /// What became of one folder.
@@ -136,7 +166,7 @@ pub trait Destination {
     /// What it is, for people: `imap://host`, `maildir:DIR`.
     fn name(&self) -> String;
 
-    /// Told before the folders of each plan.
+    /// Told before the folders of each plan, which are without their messages still.
     fn begin(&mut self, _plan: &Plan, _dry_run: bool) -> Result<()> {
         Ok(())
     }

@@ -2,6 +2,8 @@
 
 use super::Destination;
 use super::cyrus::Cyrus;
+use super::files;
+use super::imap::Append;
 use super::target::Target;
 use crate::client::Login;
 use crate::client::csync::{Csync, Timeouts};
@@ -34,18 +36,34 @@ pub fn open(target: &Target, setting: &Setting) -> Result<Box<dyn Destination>> 
     match target {
         Target::Csync(address) => Ok(cyrus(Csync::connect(address, login, setting.timeouts)?)),
         Target::Imap(address) => {
-            // As an administrator: only those are offered replication.
-            let imap = Imap::connect(address, login, "", setting.timeouts)?;
-            if imap.has("X-REPLICATION") {
-                return Ok(cyrus(Csync::over_imap(imap.into_stream())));
+            let timeouts = setting.timeouts;
+            let mut imap = match Imap::connect(address, login, "", timeouts) {
+                // Who may act for others need not be anybody himself.
+                Err(e) if e.kind() == Kind::Denied => None,
+                connected => Some(connected?),
+            };
+            if is_cyrus_admin(imap.as_mut())? {
+                let stream = imap.map(Imap::into_stream);
+                let gone = || Error::new(Kind::Internal, "no connection");
+                return Ok(cyrus(Csync::over_imap(stream.ok_or_else(gone)?)));
             }
-            let why =
-                "the server does not offer us X-REPLICATION, and APPEND is not in this version";
-            Err(Error::new(Kind::Config, why).place(target.to_string()))
+            let (name, ns) = (target.to_string(), &setting.namespace);
+            let append = Append::new(name, address, imap, login, timeouts, ns);
+            Ok(Box::new(append))
         }
-        Target::Files(..) => {
-            let why = "restoring into files is not in this version";
-            Err(Error::new(Kind::Config, why).place(target.to_string()))
+        Target::Files(format, place) => {
+            files::open(*format, place, &setting.namespace, target.to_string())
         }
+    }
+}
+
+/// Whether replication can be spoken there: Cyrus offers it to everybody, and lets administrators.
+fn is_cyrus_admin(imap: Option<&mut Imap>) -> Result<bool> {
+    match imap {
+        Some(imap) if imap.has("X-REPLICATION") => {
+            let outcome = imap.command(b"SYNCRESTART", &mut |_| Ok(()))?;
+            Ok(outcome.is_ok())
+        }
+        _ => Ok(false),
     }
 }

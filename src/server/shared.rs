@@ -8,12 +8,16 @@ use crate::error::{Error, Kind, Result};
 use crate::store::backup::{Backup, Settings};
 use crate::store::catalog::Catalog;
 use crate::store::file::LogFile;
+use crate::store::former;
 use crate::store::index::{self, Index};
 use crate::store::lock::{Create, DataLock, Wait};
 use crate::store::reader::{self, Reader, Stale};
 use crate::util::time;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// How often a backup may be moved, deleted or set aside under our hands before we give up.
+const TRIES: u32 = 5;
 
 /// Shared by all sessions.
 pub struct Shared {
@@ -77,45 +81,59 @@ impl Shared {
 
     /// A reader of a backup; `None` if there is no such backup.
     pub fn reader(&self, key: &str) -> Result<Option<Reader>> {
-        let Some(path) = self.catalog.lookup(key)? else {
-            return Ok(None);
-        };
-        match Reader::open(&path, Stale::Repair(self.settings)) {
-            Ok(reader) => Ok(Some(reader)),
-            Err(e) if e.kind() == Kind::Damaged => {
-                self.set_aside(key, &path, &e)?;
-                self.reader(key)
+        for _ in 0..TRIES {
+            let Some(path) = self.catalog.lookup(key)? else {
+                return Ok(None);
+            };
+            match Reader::open(&path, Stale::Repair(self.settings)) {
+                Ok(reader) => return Ok(Some(reader)),
+                Err(e) if e.kind() == Kind::Damaged => self.set_aside(key, &path, &e)?,
+                Err(e) if e.kind() == Kind::NotFound => self.missing(key, &path, e)?,
+                Err(e) => return Err(e.for_user(key)),
             }
-            Err(e) if e.kind() == Kind::NotFound => Err(Error::new(
-                Kind::Io,
-                "a data file named in backups.db is missing; see cyr_backup rescan",
-            )
-            .because(e)
-            .for_user(key)),
-            Err(e) => Err(e.for_user(key)),
         }
+        let e = Error::new(Kind::Locked, "the backup is moved all the time");
+        Err(e.for_user(key))
     }
 
     /// Opens a backup for writing, and makes it if there is none. Waits for its lock as told.
     pub fn open(&self, key: &str, wait: Wait) -> Result<Backup> {
-        let path = match self.catalog.lookup(key)? {
-            Some(path) => path,
-            None => self.catalog.create_with(key, || self.make(key))?,
-        };
-        let opened = match Backup::open(&path, key, wait, Create::No, self.settings) {
-            Err(e) if e.kind() == Kind::Damaged => {
-                self.set_aside(key, &path, &e)?;
-                Backup::open(&path, key, wait, Create::No, self.settings)
+        for _ in 0..TRIES {
+            let path = match self.catalog.lookup(key)? {
+                Some(path) => path,
+                None => self.catalog.create_with(key, || self.make(key))?,
+            };
+            let opened = match Backup::open(&path, key, wait, Create::No, self.settings) {
+                Err(e) if e.kind() == Kind::Damaged => {
+                    self.set_aside(key, &path, &e)?;
+                    Backup::open(&path, key, wait, Create::No, self.settings)
+                }
+                opened => opened,
+            };
+            match opened {
+                // It may have been moved or deleted while we waited: a lock is worth something only
+                // on the file that the catalogue names.
+                Ok(backup) if self.catalog.lookup(key)?.as_ref() == Some(&path) => {
+                    return Ok(backup);
+                }
+                Ok(_) => {}
+                Err(e) if e.kind() == Kind::NotFound => self.missing(key, &path, e)?,
+                Err(e) => return Err(e.for_user(key)),
             }
-            opened => opened,
-        };
-        opened.map_err(|e| {
-            if e.kind() == Kind::NotFound {
-                e.with_kind(Kind::Io).for_user(key)
-            } else {
-                e.for_user(key)
-            }
-        })
+        }
+        let e = Error::new(Kind::Locked, "the backup is moved all the time");
+        Err(e.for_user(key))
+    }
+
+    /// The file that an entry named was not there. No error if that has a reason and looking the
+    /// entry up again helps.
+    fn missing(&self, key: &str, path: &Path, e: Error) -> Result<()> {
+        let is_other = self.catalog.lookup(key)?.as_deref() != Some(path);
+        if is_other || former::settle(&self.catalog, key, path, &self.ns)?.is_some() {
+            return Ok(());
+        }
+        let what = "a data file named in backups.db is missing; see cyr_backup rescan";
+        Err(Error::new(Kind::Io, what).because(e).for_user(key))
     }
 
     /// Damage never refuses a write: a data file that cannot be read as a log is kept under another

@@ -11,12 +11,12 @@
 
 use super::file::{LogFile, Watch, Watched};
 use super::index::{Index, Lines, MailboxOutcome, Place, apply_line};
-use super::line::{Line, generation, prefix};
+use super::line::{Line, body_head, generation, prefix};
 use super::lock::{Create, DataLock, Wait};
 use super::log::{Checkpoint, Log};
 use super::recover::{Opened, anew, recover};
 use super::spool::Spool;
-use crate::cyrus::dlist::{Form, Limits, Parser, Value, Why, is_atom, print_text};
+use crate::cyrus::dlist::{Limits, Parser, Value, Why};
 use crate::cyrus::guid::Guid;
 use crate::cyrus::header::{Envelope, LOOKED_AT};
 use crate::error::{Error, Kind, Result};
@@ -68,7 +68,8 @@ pub struct Backup {
     damage: Vec<(u64, String)>,
     /// Lines that were entered on opening.
     entered: u64,
-    _lock: DataLock,
+    /// Taken by `into_lock` only.
+    lock: Option<DataLock>,
 }
 
 struct Unit {
@@ -185,7 +186,7 @@ impl Backup {
             broken: false,
             damage: opened.damage,
             entered: opened.lines,
-            _lock: lock,
+            lock: Some(lock),
         };
         if !doubtful.is_empty() {
             backup.doubt(&doubtful)?;
@@ -686,6 +687,13 @@ impl Backup {
         self.seal()
     }
 
+    /// Seals, closes the index, and keeps the lock: both files are at rest as long as it lives.
+    pub fn into_lock(mut self) -> Result<DataLock> {
+        self.seal()?;
+        let lock = self.lock.take();
+        lock.ok_or_else(|| Error::new(Kind::Internal, "no lock").at(&self.path))
+    }
+
     /// Begins a body. `size` bytes follow through [`Backup::body_data`].
     pub fn body_begin(
         &mut self,
@@ -729,16 +737,7 @@ impl Backup {
                 self.in_messages = Some(1);
             }
         }
-        head.extend_from_slice(b"%{");
-        if is_atom(partition) && partition.contains(&b'}') {
-            // A bare word would end there.
-            head.push(b'"');
-            head.extend_from_slice(partition);
-            head.push(b'"');
-        } else {
-            let _ = print_text(partition, Form::Log, &mut head);
-        }
-        head.extend_from_slice(format!(" {guid} {size}}}\r\n").as_bytes());
+        head.extend_from_slice(&body_head(partition, guid, size));
         self.log.append(&head)?;
         self.body = Some(Body {
             guid,

@@ -149,6 +149,35 @@ impl Catalog {
         })
     }
 
+    /// The same, if the entries of some keys are what the caller believes; else `Kind::Changed`, and
+    /// nothing is changed.
+    pub fn exchange(
+        &self,
+        believed: &[(&str, Option<&Path>)],
+        changes: &[(String, Option<PathBuf>)],
+    ) -> Result<()> {
+        self.writing(|db| {
+            let mut txn = db.begin()?;
+            for (key, believed) in believed {
+                let is = txn.get(key.as_bytes())?;
+                if is.as_deref() != believed.map(|p| p.as_os_str().as_bytes()) {
+                    txn.abort()?;
+                    let what = "the catalogue entry has changed meanwhile";
+                    return Err(Error::new(Kind::Changed, what).for_user(key));
+                }
+            }
+            for (key, path) in changes {
+                match path {
+                    Some(path) => txn.put(key.as_bytes(), self.to_value(path)?)?,
+                    None => {
+                        txn.delete(key.as_bytes())?;
+                    }
+                }
+            }
+            txn.commit()
+        })
+    }
+
     /// Runs `f` with the database; `None` if there is no file.
     fn reading<T>(&self, f: impl FnOnce(&mut Db) -> Result<T>) -> Result<Option<T>> {
         let mut slot = self.slot();
@@ -292,6 +321,32 @@ mod tests {
             .map(|(k, _)| k)
             .collect();
         assert_eq!(keys, ["%FORMER/a/1", "%SHARED", "A@x", "a.b", "b"]);
+    }
+
+    #[test]
+    fn entries_are_exchanged_only_if_they_are_as_believed() {
+        let folder = Folder::new("exchange");
+        let catalog = folder.catalog();
+        let (a, b) = (Path::new("/b/a"), Path::new("/b/b"));
+        catalog.set("anna", a).unwrap();
+        let change = [
+            ("anna".to_owned(), None),
+            ("bert".to_owned(), Some(b.into())),
+        ];
+        for believed in [
+            &[("anna", Some(b))][..],
+            &[("anna", None)],
+            &[("anna", Some(a)), ("bert", Some(b))],
+            &[("bert", Some(b))],
+        ] {
+            let e = catalog.exchange(believed, &change).unwrap_err();
+            assert_eq!(e.kind(), Kind::Changed);
+            assert_eq!(catalog.list().unwrap(), [("anna".into(), a.into())]);
+        }
+        catalog
+            .exchange(&[("anna", Some(a)), ("bert", None)], &change)
+            .unwrap();
+        assert_eq!(catalog.list().unwrap(), [("bert".into(), b.into())]);
     }
 
     #[test]

@@ -82,6 +82,24 @@ pub fn last_stamp(file: &dyn LogFile) -> Result<i64> {
     Ok(last)
 }
 
+/// Whom the last GENERATION fact of a log names. Reads all of it.
+pub fn last_owner(file: &dyn LogFile) -> Result<Option<String>> {
+    let mut last = None;
+    each_line(file, &mut |_, name, parser| {
+        if name != b"RESERVE" {
+            skip(parser, 0)?;
+            return Ok(false);
+        }
+        let value = parser.value()?;
+        let fact = value.get(PRIVATE).and_then(|p| p.get("GENERATION"));
+        if let Some(key) = fact.and_then(key_of).filter(|k| !k.is_empty()) {
+            last = Some(key);
+        }
+        Ok(false)
+    })?;
+    Ok(last)
+}
+
 fn unreadable(e: std::io::Error) -> Error {
     Error::io("cannot read", e).with_kind(Kind::Io)
 }
@@ -251,6 +269,9 @@ mod tests {
 
     #[test]
     fn ours_name_themselves() {
+        let log = [chunk(OURS), chunk(&OURS.replace("anna", "anne"))].concat();
+        let last = last_owner(&FaultFile::with(&log)).unwrap();
+        assert_eq!(last.as_deref(), Some("anne"));
         let found = Identity {
             key: Some("anna".into()),
             generation: Some("b084f9da629569bf".into()),

@@ -3,7 +3,9 @@
 //! What the old format has no line for is carried by a RESERVE that reserves nothing, under the
 //! key X-CYRBACKUP; the old tools pass over it. Format: `doc/format.md`.
 
-use crate::cyrus::dlist::{Form, Value, print_to_vec};
+use crate::cyrus::dlist::{Form, Value, is_atom, print_text, print_to_vec};
+use crate::cyrus::guid::Guid;
+use crate::cyrus::sync::MailboxHead;
 use crate::util::time::Timestamp;
 
 /// The first bytes of every chunk.
@@ -50,12 +52,33 @@ impl Line {
 /// The fact that begins every log of ours: which log it is, and whose. A shared tree's key has a
 /// `%`, which would need a literal; it is told without.
 pub fn generation(id: &str, key: &str) -> Line {
+    Line::private("GENERATION", Value::kv(named(id, key)))
+}
+
+/// The same for a log that was made from an older one: also since when there is the backup, in
+/// seconds since 1970.
+pub fn generation_of(id: &str, key: &str, created: i64) -> Line {
+    let mut fact = named(id, key).to_vec();
+    fact.push(("CREATED", Value::num(created)));
+    Line::private("GENERATION", Value::kv(fact))
+}
+
+fn named<'a>(id: &str, key: &str) -> [(&'a str, Value); 3] {
     let whose = match key.strip_prefix(SHARED) {
         Some(rest) => ("SHARED", Value::text(rest)),
         None => ("KEY", Value::text(key)),
     };
-    let fact = [("ID", Value::text(id)), whose, ("FORMAT", Value::num(1))];
-    Line::private("GENERATION", Value::kv(fact))
+    [("ID", Value::text(id)), whose, ("FORMAT", Value::num(1))]
+}
+
+/// A mailbox's head as a line without records: old tools follow renames by it.
+pub fn mailbox_head(head: &MailboxHead) -> Line {
+    if head.is_intermediate() {
+        return Line::private("MAILBOX", Value::Kv(head.keys.clone()));
+    }
+    let mut keys = head.keys.clone();
+    keys.push((b"RECORD".to_vec(), Value::List(Vec::new())));
+    Line::new("MAILBOX", &Value::Kv(keys))
 }
 
 /// The key that a GENERATION fact tells.
@@ -72,6 +95,21 @@ const SHARED: &str = "%SHARED/";
 /// The bytes before a line's value.
 pub fn prefix(stamp: Timestamp, name: &str) -> Vec<u8> {
     format!("{stamp} APPLY {name} ").into_bytes()
+}
+
+/// What stands before a body in a MESSAGE line: `%{PARTITION GUID SIZE}` CR LF.
+pub fn body_head(partition: &[u8], guid: Guid, size: u64) -> Vec<u8> {
+    let mut head = b"%{".to_vec();
+    if is_atom(partition) && partition.contains(&b'}') {
+        // A bare word would end there.
+        head.push(b'"');
+        head.extend_from_slice(partition);
+        head.push(b'"');
+    } else {
+        let _ = print_text(partition, Form::Log, &mut head);
+    }
+    head.extend_from_slice(format!(" {guid} {size}}}\r\n").as_bytes());
+    head
 }
 
 /// Whether the canonical form of a value has a literal in it.

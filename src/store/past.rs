@@ -107,6 +107,17 @@ pub fn at(reader: &Reader, time: Timestamp, scratch: &Path) -> Result<Option<Pas
     Ok(Some(past))
 }
 
+/// The state of a backup at the end of a chunk. The scratch file is made in `scratch` and goes with
+/// what is returned.
+pub fn upto(reader: &Reader, chunk: i64, scratch: &Path) -> Result<Past> {
+    let begin = Begin::of(reader.index())?;
+    let mut past = scratch_index(reader, scratch)?;
+    let mut walk = Walk::new(reader, begin.chunk, chunk)?;
+    walk.run(past.index(), &mut |_, _| Ok(()))?;
+    past.damage = walk.damage;
+    Ok(past)
+}
+
 /// An empty index over that of `reader`.
 pub(super) fn scratch_index(reader: &Reader, scratch: &Path) -> Result<Past> {
     let live = reader.index();
@@ -131,11 +142,11 @@ pub(super) struct Begin {
 }
 
 impl Begin {
-    pub(super) fn of(_live: &Index) -> Result<Begin> {
+    pub(super) fn of(live: &Index) -> Result<Begin> {
         // A log that was never compacted tells everything.
         Ok(Begin {
-            chunk: 0,
-            time: None,
+            chunk: live.meta_number("state_chunk")?.unwrap_or(0),
+            time: live.meta_number("state_time")?,
         })
     }
 }
@@ -216,7 +227,7 @@ impl<'a> Walk<'a> {
                 let stamp = Timestamp(stamp);
                 apply_line(index, &mut lines, &name, &mut parser, stamp, place)?;
                 end_line(&mut parser)?;
-                let settled = name != b"MESSAGE" && lines.complete.is_none();
+                let settled = name != b"MESSAGE" && !lines.is_waiting();
                 Ok((stamp.0 + lines.clock, settled))
             });
             match entered {

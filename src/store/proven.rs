@@ -6,11 +6,10 @@
 //! comes in. The file may be removed: then nothing was ever proven. One that does not read is made
 //! anew by the next proof.
 
-use crate::cyrus::twoskip::{Db, OpenMode};
-use crate::error::{Kind, Result};
+use super::notes::Notes;
+use crate::error::Result;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
 
 /// A proof.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,67 +22,31 @@ pub struct Proved {
 
 /// The proofs of one server; threads may share it.
 #[derive(Debug)]
-pub struct Proven {
-    path: PathBuf,
-    /// Locks belong to the open file: one writer at a time in this process.
-    writing: Mutex<()>,
-}
+pub struct Proven(Notes);
 
 impl Proven {
     /// The proofs that belong to the catalogue `backups_db`; nothing is opened yet.
     pub fn beside(backups_db: &Path) -> Proven {
-        let mut path = backups_db.as_os_str().to_owned();
-        path.push(".proven");
-        Proven {
-            path: path.into(),
-            writing: Mutex::new(()),
-        }
+        Proven(Notes::beside(backups_db, "proven"))
     }
 
     /// All proofs; none if there is no such file or it does not read.
     pub fn all(&self) -> Result<HashMap<String, Proved>> {
-        let mut out = HashMap::new();
-        let read = Db::open(&self.path, OpenMode::Read).and_then(|mut db| {
-            db.for_each(b"", |key, value| {
-                if let (Ok(key), Some(proved)) = (std::str::from_utf8(key), parse(value)) {
-                    out.insert(key.to_owned(), proved);
-                }
-                Ok(())
-            })
-        });
-        match read {
-            Ok(()) => Ok(out),
-            Err(e) if e.kind() == Kind::NotFound => Ok(out),
-            Err(e) if e.kind() == Kind::Damaged => {
-                log::warn!("{e}: what was proven is forgotten");
-                Ok(HashMap::new())
-            }
-            Err(e) => Err(e),
-        }
+        let notes = self.0.all()?.into_iter();
+        Ok(notes
+            .filter_map(|(key, text)| Some((key, parse(&text)?)))
+            .collect())
     }
 
     /// Remembers a proof.
     pub fn set(&self, key: &str, proved: &Proved) -> Result<()> {
-        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let value = format!("{} {}", proved.time, proved.generation);
-        let put = || -> Result<()> {
-            let mut db = Db::open(&self.path, OpenMode::Create)?;
-            let mut txn = db.begin()?;
-            txn.put(key.as_bytes(), value.as_bytes())?;
-            txn.commit()
-        };
-        match put() {
-            Err(e) if e.kind() == Kind::Damaged => {
-                let _ = std::fs::remove_file(&self.path);
-                put()
-            }
-            done => done,
-        }
+        self.0.set(key, &value)
     }
 }
 
-fn parse(value: &[u8]) -> Option<Proved> {
-    let (time, generation) = std::str::from_utf8(value).ok()?.split_once(' ')?;
+fn parse(value: &str) -> Option<Proved> {
+    let (time, generation) = value.split_once(' ')?;
     Some(Proved {
         time: time.parse().ok()?,
         generation: generation.to_owned(),

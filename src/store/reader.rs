@@ -21,7 +21,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// A backup as it was when it was opened for reading.
 pub struct Reader {
@@ -41,6 +41,9 @@ pub enum Stale {
 
 const TRIES: u32 = 3;
 
+/// So long somebody who has the lock may be putting another pair in place.
+const SWITCHING: Duration = Duration::from_secs(5);
+
 /// A file that was changed less than this ago may be changed again without its time showing it:
 /// the kernel's stamps are some milliseconds apart.
 const STAMPS: Duration = Duration::from_millis(50);
@@ -50,7 +53,10 @@ impl Reader {
     /// the index must be repaired while somebody else holds the lock.
     pub fn open(path: &Path, stale: Stale) -> Result<Reader> {
         let mut last = None;
-        for _ in 0..TRIES {
+        let began = Instant::now();
+        let mut tries = 0;
+        while tries < TRIES {
+            tries += 1;
             match Reader::try_open(path) {
                 Ok((reader, true)) => return Ok(reader),
                 Ok((reader, false)) => {
@@ -71,8 +77,12 @@ impl Reader {
                     if let Stale::Repair(settings) = stale {
                         match Backup::open(path, "", Wait::No, Create::No, settings) {
                             Ok(backup) => drop(backup),
+                            // A switch takes a moment, more on a busy disk.
                             Err(e) if e.kind() == Kind::Locked => {
-                                std::thread::sleep(std::time::Duration::from_millis(20));
+                                std::thread::sleep(Duration::from_millis(20));
+                                if began.elapsed() < SWITCHING {
+                                    tries = 0;
+                                }
                             }
                             Err(e) => return Err(e),
                         }
@@ -121,6 +131,12 @@ impl Reader {
     /// The data file.
     pub fn file(&self) -> &dyn LogFile {
         &self.file
+    }
+
+    /// A further handle of the data file, of the very file that the index belongs to.
+    pub fn data_file(&self) -> Result<File> {
+        let file = self.file.try_clone();
+        file.map_err(|e| Error::io("cannot open", e).at(&self.path))
     }
 
     /// The data file's path.

@@ -157,6 +157,9 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
         opened.and_then(|(index, acknowledged)| catch_up(file, path, index, acknowledged, len));
     match opened {
         Err(e) if e.kind() == Kind::NeedsReindex => {
+            if super::compact::finish_interrupted(&**file, path, len)? {
+                return catch_up(file, path, Index::open(&index_path)?, len, len);
+            }
             log::warn!(
                 "index rebuilt filename=<{}> reason=<{e}>",
                 index_path.display()

@@ -54,7 +54,7 @@ pub struct Entered {
     /// Bodies at or behind this (chunk, offset) stand behind the last MAILBOX line.
     pub unsettled: Option<(i64, u64)>,
     /// Lines passed over because they could not be understood.
-    refused: u32,
+    pub(super) refused: u32,
     /// Plain bytes of the last member that could be read as lines.
     plain: u64,
 }
@@ -523,7 +523,7 @@ fn line<R: io::BufRead>(
         b"MAILBOX" => out.unsettled = None,
         _ => {}
     }
-    Ok(name != b"MESSAGE" && lines.complete.is_none())
+    Ok(name != b"MESSAGE" && !lines.is_waiting())
 }
 
 /// Takes the end of a line, behind its value.

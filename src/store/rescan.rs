@@ -9,7 +9,10 @@
 //! must not empty the catalogue. Files that cannot be opened are told in [`Walked::failed`].
 
 use super::catalog::Catalog;
-use super::identify::{Content, Identity, identify, last_stamp};
+use super::former;
+use super::identify::{Content, Identity, identify, last_owner, last_stamp};
+use super::index::Index;
+use super::reader::{Reader, Stale, ask_still};
 use crate::cyrus::mboxname::Namespace;
 use crate::error::{Error, Kind, Result};
 use std::collections::{BTreeMap, HashSet};
@@ -34,6 +37,8 @@ pub struct Log {
     pub identity: Identity,
     /// Time of its last line; only known of logs that share an owner.
     pub last: i64,
+    /// Its bytes.
+    pub len: u64,
 }
 
 /// What was found in the partitions.
@@ -80,6 +85,8 @@ pub enum What {
     Double,
     /// A log that names nobody, without an entry.
     Nameless,
+    /// The log of a deleted backup, without an entry.
+    Deleted,
     /// An entry without a file.
     Missing,
     /// An entry whose file is somebody else's log.
@@ -107,7 +114,9 @@ pub struct Finding {
 
 /// Looks at every file below the partitions that may be a log.
 pub fn walk(partitions: &[PathBuf], ns: &Namespace) -> Walked {
-    let mut out = walk_but(partitions, ns, is_aside);
+    let mut out = walk_but(partitions, ns, |path| {
+        is_aside(path) && former::split(path).is_none()
+    });
     weigh(&mut out);
     out
 }
@@ -176,6 +185,7 @@ impl Walk<'_> {
                         id,
                         identity,
                         last: 0,
+                        len: meta.len(),
                     }),
                     Ok(_) => {}
                     Err(e) if e.kind() == Kind::NotFound => {}
@@ -191,7 +201,26 @@ impl Walk<'_> {
 
 fn look(path: &Path, ns: &Namespace) -> Result<Content> {
     let file = File::open(path).map_err(|e| Error::io("cannot open", e).at(path))?;
-    identify(&file, ns).map_err(|e| e.at(path))
+    let mut found = identify(&file, ns).map_err(|e| e.at(path))?;
+    if let Content::Log(identity) = &mut found {
+        // Who it was given to later stands further back: an index that fits has read it.
+        let mut key = None;
+        let mut ask = |index: &Index| {
+            key = index.meta_text("key")?;
+            Ok(())
+        };
+        let told = match ask_still(path, &mut |index, _| ask(index)) {
+            Ok(Some(())) => true,
+            _ => Reader::open(path, Stale::Refuse).is_ok_and(|r| ask(r.index()).is_ok()),
+        };
+        if !told && identity.generation.is_some() {
+            key = last_owner(&file).map_err(|e| e.at(path))?;
+        }
+        if let Some(key) = key.filter(|key| !key.is_empty()) {
+            identity.key = Some(key);
+        }
+    }
+    Ok(found)
 }
 
 /// Whether a file is known by its name not to be a backup: an index and what SQLite keeps beside
@@ -252,6 +281,7 @@ pub fn entries(catalog: &Catalog, ns: &Namespace, walked: &mut Walked) -> Result
                         id,
                         identity,
                         last: 0,
+                        len: meta.len(),
                     });
                     Target::Log(id)
                 }
@@ -307,6 +337,13 @@ pub fn plan(logs: &[Log], entries: &[Entry]) -> Vec<Finding> {
     for log in logs {
         let entries = at.get(&log.id).map_or(&[][..], Vec::as_slice);
         match log.identity.key.as_deref() {
+            Some(owner) if entries.is_empty() && former::split(&log.path).is_some() => {
+                let id = log.identity.generation.as_deref().unwrap_or("unknown");
+                let key = former::key(owner, id, |key| keys.contains(key));
+                let mut found = finding(What::Deleted, Some(&key), &log.path);
+                found.change = Some(Some(log.path.clone()));
+                out.push(found);
+            }
             // A former user's log stays where it is.
             Some(key) if entries.iter().any(|e| e.key != key && fits(&e.key, key)) => {}
             Some(key) => of.entry(key).or_default().push(log),
@@ -314,11 +351,11 @@ pub fn plan(logs: &[Log], entries: &[Entry]) -> Vec<Finding> {
             None => {}
         }
     }
-    // The backup of each owner; of equals the one that is named already.
+    // The backup of each owner: written to last, of equals the longer, then the one that is named.
     let best: BTreeMap<&str, &Log> = of
         .iter()
         .filter_map(|(key, logs)| {
-            let weight = |log: &&&Log| (log.last, log.identity.first, named(log, key));
+            let weight = |log: &&&Log| (log.last, log.identity.first, log.len, named(log, key));
             Some((*key, *logs.iter().rev().max_by_key(weight)?))
         })
         .collect();
@@ -376,9 +413,16 @@ pub fn plan(logs: &[Log], entries: &[Entry]) -> Vec<Finding> {
             }
         }
     }
+    let of_path: BTreeMap<&Path, &Log> = logs.iter().map(|l| (l.path.as_path(), l)).collect();
     for double in out.iter_mut().filter(|f| f.what == What::Double) {
         let kept = double.key.as_deref().and_then(|key| best.get(key));
-        double.why = kept.map(|log| format!("newer: {}", log.path.display()));
+        let mine = of_path.get(double.path.as_path());
+        double.why = kept.map(|log| {
+            let is_copy = log.identity.generation.is_some()
+                && mine.is_some_and(|l| l.identity.generation == log.identity.generation);
+            let what = if is_copy { "a copy of" } else { "newer:" };
+            format!("{what} {}", log.path.display())
+        });
     }
     out.sort_by(|a, b| (a.key.is_none(), &a.key).cmp(&(b.key.is_none(), &b.key)));
     out
@@ -406,7 +450,8 @@ pub fn apply(catalog: &Catalog, findings: &mut [Finding]) -> Result<()> {
             Err(e) if e.kind() == Kind::Damaged => None,
             now => now?,
         };
-        let before = (found.what != What::Orphan).then_some(&found.path);
+        let is_new = matches!(found.what, What::Orphan | What::Deleted);
+        let before = (!is_new).then_some(&found.path);
         if now.is_some() && now.as_ref() != before {
             found.why = Some("the entry has changed meanwhile".into());
             continue;
@@ -440,6 +485,7 @@ mod tests {
                 first: 1,
             },
             last,
+            len: 1,
         }
     }
 

@@ -58,10 +58,13 @@ pub struct Hit<'a> {
 }
 
 impl Query {
-    /// Wants every word of `text` somewhere in the field, in any case.
+    /// Wants every word of `text` somewhere in the field, in any case; with what was wanted before.
     pub fn header(&mut self, field: Field, text: &str) {
-        let words = text.split_whitespace().map(fold).collect();
-        self.headers.push((field, words));
+        let words = text.split_whitespace().map(fold);
+        match self.headers.iter_mut().find(|(f, _)| *f == field) {
+            Some((_, wanted)) => wanted.extend(words),
+            None => self.headers.push((field, words.collect())),
+        }
     }
 
     /// Hands all messages that match to `each`, by mailbox, epoch and UID. Looks only into mailboxes
@@ -196,6 +199,17 @@ pub fn decoded(envelope: Envelope) -> Envelope {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fields_are_asked_for_once() {
+        let mut query = Query::default();
+        for n in 0..20 {
+            query.header(Field::From, &format!("a{n} B"));
+            query.header(Field::Cc, "c");
+        }
+        let counts: Vec<_> = query.headers.iter().map(|(_, w)| w.len()).collect();
+        assert_eq!(counts, [40, 20]);
+    }
 
     #[test]
     fn words_are_anded_and_case_is_none() {

@@ -1,10 +1,13 @@
 //! Store and server through the library.
 mod adopt;
 mod bytes;
+mod compact;
 mod crash;
 mod heal;
+mod history;
 mod imapd_conf;
 mod integrity;
+mod keep;
 mod log;
 mod looking;
 mod past;

@@ -14,7 +14,7 @@ use crate::cyrus::guid::Guid;
 use crate::cyrus::mboxname::{canonical_userid, from_admin};
 use crate::error::Result;
 use crate::restore::choose::{Into, What, Which};
-use crate::restore::target::Target;
+use crate::restore::target::{Place, Target};
 use crate::util::time::{Timestamp, civil, now};
 use crate::util::when::Day;
 use getopts::{Matches, Options};
@@ -204,6 +204,10 @@ impl Args {
         let set = self.select.is_set();
         no(self.to.is_none() && !self.dry_run, "no --to")?;
         let files = self.to.as_ref().is_some_and(|t| !t.is_server());
+        no(
+            self.json && self.is_to_stdout(),
+            "-j: mail goes to standard output already",
+        )?;
         no(set && self.user.is_some(), "--as is for one user")?;
         no(
             set && matches!(self.place, Where::Mailbox(_)),
@@ -222,6 +226,11 @@ impl Args {
             self.flags_only && (files || self.place != Where::Place || self.which.is_some()),
             "--flags-only changes messages where they are: not with another place, nor with what was deleted",
         )
+    }
+
+    /// Whether standard output is where mail goes.
+    fn is_to_stdout(&self) -> bool {
+        matches!(self.to, Some(Target::Files(_, Place::Stdout)))
     }
 
     /// Whether messages were chosen.
@@ -264,10 +273,13 @@ impl Args {
     /// What of the user: whole users in their place get everything.
     fn what(&self) -> What {
         let whole = self.mailboxes.is_empty() && !self.narrow() && self.which.is_none();
-        match (
-            self.what,
-            self.place == Where::Place && whole && !self.flags_only,
-        ) {
+        let files = self.to.as_ref().is_some_and(|t| !t.is_server());
+        let in_place = match self.place {
+            Where::Place => true,
+            Where::Default => files,
+            _ => false,
+        };
+        match (self.what, in_place && whole && !self.flags_only) {
             (Some(what), _) => what,
             (None, true) => What::ALL,
             (None, false) => What::MAIL,

@@ -18,10 +18,10 @@ use crate::cyrus::config::options::Opt;
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
 use crate::restore::bodies::FromBackup;
-use crate::restore::choose::{Pick, Wanted, Which, choose};
+use crate::restore::choose::{Choice, Pick, Wanted, Which};
 use crate::restore::out::{Setting, open};
 use crate::restore::target::Target;
-use crate::restore::{Bodies, Destination, Done};
+use crate::restore::{Bodies, Destination, Done, Folder};
 use crate::util::progress::Progress;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -97,7 +97,14 @@ pub fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         stop,
         meter: Meter::new(&found.chosen),
     };
-    work.all(&found.chosen, out)
+    if !args.is_to_stdout() {
+        return work.all(&found.chosen, out);
+    }
+    // Data goes to standard output, everything else elsewhere.
+    let mut report = Out::new(Box::new(std::io::stderr()));
+    let outcome = work.all(&found.chosen, &mut report);
+    report.flush()?;
+    outcome
 }
 
 /// What imapd.conf says about servers to restore to.
@@ -129,7 +136,6 @@ fn setting(c: &Context) -> Setting {
 impl Work<'_> {
     fn all(&self, chosen: &[Chosen], out: &mut Out) -> Result<Outcome> {
         let mut worst = None;
-        let mut ended = false;
         let mut tell = |out: &mut dyn FnMut(&Report) -> Result<()>, report: Report| {
             out(&report)?;
             if let Some(e) = &report.error {
@@ -142,36 +148,20 @@ impl Work<'_> {
             Ok(())
         };
         let server = self.args.to.as_ref().is_none_or(Target::is_server);
-        let mut each = |tell_one: &mut dyn FnMut(Report) -> Result<()>| -> Result<usize> {
+        let each = |tell_one: &mut dyn FnMut(Report) -> Result<()>| -> Result<()> {
             if server {
                 let jobs = self.args.jobs;
-                return in_order(
-                    chosen,
-                    jobs,
-                    None,
-                    |one| self.user(one, None),
-                    |_, report| match report {
-                        Some(report) => tell_one(report),
-                        None => {
-                            ended = true;
-                            Ok(())
-                        }
-                    },
-                );
+                let work = |one: &Chosen| self.user(one, None);
+                return in_order(chosen, jobs, None, work, |_, report| tell_one(report)).map(drop);
             }
             let mut files = self.open()?;
-            let mut n = 0;
             for one in chosen {
-                match self.user(one, files.as_deref_mut()) {
-                    Some(report) => tell_one(report)?,
-                    None => break,
-                }
-                n += 1;
+                tell_one(self.user(one, files.as_deref_mut()))?;
             }
-            if let (Some(files), false) = (&mut files, self.stop.load(Ordering::Relaxed)) {
-                files.finish()?;
+            match &mut files {
+                Some(files) if !self.stop.load(Ordering::Relaxed) => files.finish(),
+                _ => Ok(()),
             }
-            Ok(n)
         };
         let dry_run = self.args.dry_run;
         if self.args.json {
@@ -180,7 +170,6 @@ impl Work<'_> {
             out.document(&fields, |d| {
                 d.list("users")?;
                 each(&mut |report| tell(&mut |r| d.row(&r.json(&self.c.namespace)), report))
-                    .map(drop)
             })?;
         } else {
             each(&mut |report| tell(&mut |r| r.text(self.c, dry_run, out), report))?;
@@ -196,23 +185,18 @@ impl Work<'_> {
         self.args.to.as_ref().map(open).transpose()
     }
 
-    /// One user; `None` if the run has ended before.
-    fn user(
-        &self,
-        chosen: &Chosen,
-        files: Option<&mut (dyn Destination + 'static)>,
-    ) -> Option<Report> {
-        if self.stop.load(Ordering::Relaxed) {
-            return None;
-        }
+    /// One user; if the run has ended before, the report says that nothing was begun.
+    fn user(&self, chosen: &Chosen, files: Option<&mut (dyn Destination + 'static)>) -> Report {
         let mut report = Report {
             from: chosen.name(),
             ..Report::default()
         };
-        if let Err(e) = self.bring(chosen, files, &mut report) {
-            report.error = Some(e);
-        }
-        Some(report)
+        let done = match self.stop.load(Ordering::Relaxed) {
+            true => Err(Error::new(Kind::Stopping, "not begun")),
+            false => self.bring(chosen, files, &mut report),
+        };
+        report.error = done.err();
+        report
     }
 
     fn bring(
@@ -230,11 +214,12 @@ impl Work<'_> {
             names: candidates(name, &view.key, c).0,
         };
         wanted.mailboxes = self.mailboxes.iter().map(pick).collect();
-        let plan = choose(view.index(), &view.key, &wanted, &c.namespace)
+        let mut choice = Choice::of(view.index(), &view.key, &wanted, &c.namespace)
             .map_err(|e| e.for_user(&view.key))?;
+        let (messages, bytes) = choice.totals();
+        let plan = &choice.plan;
         report.userid.clone_from(&plan.userid);
         if let (Some(to), false) = (&self.args.to, self.args.dry_run) {
-            let (messages, bytes) = plan.totals();
             c.audit(&format!(
                 "restore from=<{}> user=<{}> to=<{to}> mailboxes={} messages={messages} bytes={bytes}",
                 plan.from,
@@ -243,29 +228,29 @@ impl Work<'_> {
             ));
         }
         report.notes.clone_from(&plan.notes);
-        let missing = self.missing(&wanted, &plan);
-        if missing > 0 {
-            report.failed.push(format!(
-                "{missing} of the messages named are not in this backup"
-            ));
-        }
+        let mut named = Named::new(&wanted, self.args.select.is_set());
         let mut own = None;
         let to: Option<&mut dyn Destination> = match files {
             Some(files) => Some(files),
             None => {
-                own = self.open()?;
+                // Whoever cannot be reached now is not by the next user either.
+                let opened = self.open();
+                own = opened.inspect_err(|_| self.stop.store(true, Ordering::Relaxed))?;
                 own.as_deref_mut().map(|d| d as &mut dyn Destination)
             }
         };
         let Some(to) = to else {
-            for folder in &plan.folders {
+            for at in 0..choice.plan.folders.len() {
+                let folder = choice.load(at)?;
+                named.found(&folder);
                 let done = Done {
                     brought: folder.items.len() as u64,
                     bytes: folder.items.iter().map(|i| i.record.size).sum(),
                     ..Done::default()
                 };
-                report.lines.push(Line::new(folder, done));
+                report.lines.push(Line::new(&folder, done));
             }
+            report.failed.extend(named.missing());
             return Ok(());
         };
         let dry_run = self.args.dry_run;
@@ -273,27 +258,30 @@ impl Work<'_> {
             inner: FromBackup::new(&view.reader),
             stop: &self.stop,
             meter: &self.meter,
-            share: self.meter.share(chosen, plan.totals().1),
+            share: self.meter.share(chosen, bytes),
         };
-        let mut left: Vec<String> = plan.folders.iter().map(|f| f.from.clone()).collect();
-        left.reverse();
+        let folders = choice.plan.folders.len();
+        let mut begun = 0;
         let result = (|| {
-            to.begin(&plan, dry_run)?;
-            for folder in &plan.folders {
+            to.begin(&choice.plan, dry_run)?;
+            for at in 0..folders {
                 if self.stop.load(Ordering::Relaxed) {
                     return Err(stopped());
                 }
-                left.pop();
+                let folder = choice.load(at)?;
+                named.found(&folder);
+                begun = at + 1;
                 let mut done = Done::default();
-                let result = to.folder(folder, &mut bodies, dry_run, &mut done);
-                report.lines.push(Line::new(folder, done));
+                let result = to.folder(&folder, &mut bodies, dry_run, &mut done);
+                report.lines.push(Line::new(&folder, done));
                 result.map_err(|e| e.place(c.admin_name(&folder.to)))?;
             }
-            report.failed.extend(to.user(&plan, dry_run)?);
+            report.failed.extend(named.missing());
+            report.failed.extend(to.user(&choice.plan, dry_run)?);
             Ok(())
         })();
-        left.reverse();
-        report.not_begun = left;
+        let left = choice.plan.folders.iter().skip(begun);
+        report.not_begun = left.map(|f| f.from.clone()).collect();
         if let Some(mut own) = own {
             if result.is_ok() {
                 own.finish()?;
@@ -305,15 +293,31 @@ impl Work<'_> {
         }
         result
     }
+}
 
-    /// Messages that were named and are nowhere in one backup; of several each may lack some.
-    fn missing(&self, wanted: &Wanted, plan: &crate::restore::Plan) -> usize {
-        let Some(guids) = wanted.guids.as_ref().filter(|_| !self.args.select.is_set()) else {
-            return 0;
-        };
-        let items = plan.folders.iter().flat_map(|f| &f.items);
-        let found: HashSet<Guid> = items.map(|i| i.record.guid).collect();
-        guids.iter().filter(|g| !found.contains(g)).count()
+/// Messages that were named: which of them the backup has.
+struct Named {
+    left: HashSet<Guid>,
+}
+
+impl Named {
+    /// Of several backups each may lack some.
+    fn new(wanted: &Wanted, is_set: bool) -> Named {
+        let guids = wanted.guids.as_ref().filter(|_| !is_set);
+        Named {
+            left: guids.cloned().unwrap_or_default(),
+        }
+    }
+
+    fn found(&mut self, folder: &Folder) {
+        for item in &folder.items {
+            self.left.remove(&item.record.guid);
+        }
+    }
+
+    fn missing(&self) -> Option<String> {
+        let n = self.left.len();
+        (n > 0).then(|| format!("{n} of the messages named are not in this backup"))
     }
 }
 
@@ -380,6 +384,10 @@ impl Bodies for Watched<'_> {
             meter.add(part.len(), share);
             sink(part)
         })
+    }
+
+    fn message_id(&mut self, guid: Guid) -> Result<Option<String>> {
+        self.inner.message_id(guid)
     }
 
     fn order(&mut self, guids: &mut [Guid]) -> Result<()> {

@@ -8,6 +8,7 @@
 //! A parse fails with a [`ParseError`] that tells the position; after a syntax error the stream is
 //! out of step and must be given up.
 
+pub mod json;
 mod parse;
 mod print;
 mod value;

@@ -10,14 +10,38 @@ use crate::error::Result;
 impl Cyrus {
     pub(super) fn bring_user(&mut self, plan: &Plan, dry_run: bool) -> Result<Vec<String>> {
         let mut failed = Vec::new();
-        if dry_run || plan.userid.is_empty() {
+        if dry_run {
             return Ok(failed);
         }
+        // Shared mailboxes have no user, but limits.
+        if !plan.userid.is_empty() {
+            self.own(plan, &mut failed)?;
+        }
+        for (root, keys) in &plan.quotas {
+            if !self.user.quotas.contains(root) {
+                let (lines, _) = self.csync()?.command("GET QUOTA", &Value::text(root))?;
+                lines
+                    .into_iter()
+                    .for_each(|(kind, v)| self.user.take(&kind, v));
+            }
+            if self.user.quotas.contains(root) {
+                continue;
+            }
+            let mut items = vec![(b"ROOT".to_vec(), Value::text(root))];
+            let rest = keys.as_kv().unwrap_or_default().iter();
+            items.extend(rest.filter(|(k, _)| k != b"ROOT").cloned());
+            self.one("QUOTA", root, &Value::Kv(items), &mut failed)?;
+        }
+        self.csync()?.restart()?;
+        Ok(failed)
+    }
+
+    fn own(&mut self, plan: &Plan, failed: &mut Vec<String>) -> Result<()> {
         let userid = || ("USERID", Value::text(&plan.userid));
         for name in &plan.subscriptions {
             if !self.user.subscriptions.contains(name) {
                 let value = Value::kv([userid(), ("MBOXNAME", Value::text(name))]);
-                self.one("SUB", name, &value, &mut failed)?;
+                self.one("SUB", name, &value, failed)?;
             }
         }
         for (uniqueid, keys) in &plan.seen {
@@ -29,20 +53,9 @@ impl Cyrus {
                 items.push((b"UNIQUEID".to_vec(), Value::text(uniqueid)));
             }
             items.extend(keys.as_kv().unwrap_or_default().iter().cloned());
-            self.one("SEEN", uniqueid, &Value::Kv(items), &mut failed)?;
+            self.one("SEEN", uniqueid, &Value::Kv(items), failed)?;
         }
-        self.scripts(plan, &mut failed)?;
-        for (root, keys) in &plan.quotas {
-            if self.user.quotas.contains(root) {
-                continue;
-            }
-            let mut items = vec![(b"ROOT".to_vec(), Value::text(root))];
-            let rest = keys.as_kv().unwrap_or_default().iter();
-            items.extend(rest.filter(|(k, _)| k != b"ROOT").cloned());
-            self.one("QUOTA", root, &Value::Kv(items), &mut failed)?;
-        }
-        self.csync()?.restart()?;
-        Ok(failed)
+        self.scripts(plan, failed)
     }
 
     fn scripts(&mut self, plan: &Plan, failed: &mut Vec<String>) -> Result<()> {

@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::server::held::Held;
 use crate::store::backup::resync_line;
 use crate::store::index::MailboxRow;
-use crate::store::line::{Line, needs_literal};
+use crate::store::line::{Line, mailbox_head, needs_literal};
 use crate::store::spool::Spool;
 use crate::util::time;
 use std::collections::HashSet;
@@ -22,16 +22,6 @@ pub(super) fn unmailbox(held: &mut Held, value: &Value) -> Result<()> {
     change_existing(held, &key, &[line], &|index| {
         Ok(index.mailbox_by_name(name)?.is_none())
     })
-}
-
-/// A mailbox's head as a MAILBOX line without records: old tools follow renames by it.
-fn head_line(head: &MailboxHead) -> Line {
-    if head.is_intermediate() {
-        return Line::private("MAILBOX", Value::Kv(head.keys.clone()));
-    }
-    let mut keys = head.keys.clone();
-    keys.push((b"RECORD".to_vec(), Value::List(Vec::new())));
-    Line::new("MAILBOX", &Value::Kv(keys))
 }
 
 pub(super) fn rename(held: &mut Held, value: &Value) -> Result<()> {
@@ -70,7 +60,7 @@ pub(super) fn rename(held: &mut Held, value: &Value) -> Result<()> {
     if clash.is_some_and(|c| c.uniqueid != row.uniqueid) {
         lines.push(Line::new("UNMAILBOX", &Value::text(new)));
     }
-    lines.push(head_line(&head));
+    lines.push(mailbox_head(&head));
     change(held, &old_key, &lines, &|index| {
         Ok(index
             .mailbox(&row.uniqueid)?

@@ -1,7 +1,7 @@
 //! Enters a line of the log: the one place that knows what each line means, for receiving and for
 //! rebuilding alike. Private facts stand in RESERVE lines under X-CYRBACKUP (`store::line`).
 
-use super::{Index, MailboxOutcome, Mode};
+use super::{Index, MailboxOutcome, Mode, Stated};
 use crate::cyrus::dlist::{ParseError, Parser, Start, Value};
 use crate::cyrus::guid::Guid;
 use crate::cyrus::header::{Envelope, LOOKED_AT};
@@ -25,6 +25,17 @@ pub struct Lines {
     pub wrong: Vec<(Guid, u64)>,
     /// Bodies are passed over: the index entered into knows them from elsewhere.
     pub without_bodies: bool,
+    /// An AT fact: up to the chunk's end all is entered with this time, in seconds.
+    pub at: Option<i64>,
+    /// A STATED fact that waits for its MAILBOX line: uniqueid and what the line does not tell.
+    pub stated: Option<(String, Stated)>,
+}
+
+impl Lines {
+    /// Whether the last line says something only together with the next one.
+    pub fn is_waiting(&self) -> bool {
+        self.complete.is_some() || self.stated.is_some()
+    }
 }
 
 fn bad(what: &str) -> Error {
@@ -51,7 +62,7 @@ pub fn apply_line<R: BufRead>(
     stamp: Timestamp,
     place: Place,
 ) -> Result<Option<MailboxOutcome>> {
-    let time = Timestamp(stamp.0 + lines.clock);
+    let time = Timestamp(lines.at.unwrap_or(stamp.0 + lines.clock));
     let position = (place.chunk_id << 40) | (place.line & ((1 << 40) - 1)) as i64;
     match name {
         b"MAILBOX" => {
@@ -92,6 +103,10 @@ pub fn apply_line<R: BufRead>(
                             index.set_meta("stepped", place.chunk_id)?;
                         }
                         b"MANIFEST" => index.set_meta("manifest", place.chunk_id - 1)?,
+                        b"AT" => {
+                            let at = fact.as_u64().ok_or_else(|| bad("AT"))?;
+                            lines.at = Some(at as i64);
+                        }
                         _ => private(index, lines, key, fact, time, position)?,
                     }
                 }
@@ -110,6 +125,11 @@ fn text(v: &Value, key: &str) -> Result<String> {
         .and_then(Value::as_str)
         .map(str::to_owned)
         .ok_or_else(|| bad(key))
+}
+
+fn number(v: &Value, key: &str) -> Result<i64> {
+    let number = v.get(key).and_then(Value::as_u64).map(|n| n as i64);
+    number.ok_or_else(|| bad(key))
 }
 
 fn without(v: &Value, key: &str) -> Value {
@@ -169,8 +189,10 @@ fn start<'a>(
     time: Timestamp,
     position: i64,
 ) -> Result<super::MailboxApply<'a>> {
-    let mode = match lines.complete.take() {
-        Some((id, epoch)) if id == head.uniqueid()? => Mode::Complete(epoch),
+    let uniqueid = head.uniqueid()?;
+    let mode = match (lines.complete.take(), lines.stated.take()) {
+        (_, Some((id, stated))) if id == uniqueid => Mode::Stated(stated),
+        (Some((id, epoch)), _) if id == uniqueid => Mode::Complete(epoch),
         _ => Mode::Changes,
     };
     index.begin_mailbox(head.clone(), mode, time, position, lines.waiting)
@@ -270,11 +292,51 @@ fn private(
     let level = |key| fact.get(key).and_then(Value::as_u64).unwrap_or(1) as i64;
     match key {
         b"GENERATION" => {
-            index.set_meta("generation", text(fact, "ID")?)?;
             index.set_meta("key", key_of(fact).ok_or_else(|| bad("KEY"))?)?;
-            index.set_meta("created", time.0)?;
-            index.unset_meta("new")?;
+            // Later ones, of a backup that got another name, tell nothing new of the log.
+            if index
+                .meta_text("generation")?
+                .is_none_or(|id| id.is_empty())
+            {
+                index.set_meta("generation", text(fact, "ID")?)?;
+                let created = fact.get("CREATED").and_then(Value::as_u64);
+                index.set_meta("created", created.map_or(time.0, |t| t as i64))?;
+                index.unset_meta("new")?;
+            }
         }
+        // What compaction writes: all that is known at a time; before it stand bodies only.
+        b"STATE" => {
+            let (id, at) = (text(fact, "ID")?, number(fact, "TIME")?);
+            index.set_meta("state_last", position >> 40)?;
+            if index.meta_text("state")?.as_deref() != Some(&id) {
+                index.forget()?;
+                index.set_meta("state", id)?;
+                index.set_meta("state_time", at)?;
+                index.set_meta("state_chunk", position >> 40)?;
+            }
+        }
+        b"STATED" => {
+            let stated = Stated {
+                epoch: number(fact, "EPOCH")?,
+                created: number(fact, "CREATED")?,
+                changed: number(fact, "CHANGED")?,
+                deleted: fact
+                    .get("DELETED")
+                    .and_then(Value::as_u64)
+                    .map(|t| t as i64),
+                unreliable: fact.get("UNRELIABLE").is_some(),
+            };
+            lines.stated = Some((text(fact, "UNIQUEID")?, stated));
+        }
+        b"PAST" => {
+            let records = fact.get("RECORD").and_then(Value::as_list);
+            let epoch = number(fact, "EPOCH")?;
+            let mut past = index.begin_past(&text(fact, "UNIQUEID")?, epoch, position)?;
+            for record in records.ok_or_else(|| bad("PAST"))? {
+                past.record(&Record::from_value(record.clone())?)?;
+            }
+        }
+        b"COMPACTED" => index.set_meta("compacted", position >> 40)?,
         b"COMPLETE" => lines.complete = Some((text(fact, "UNIQUEID")?, level("EPOCH"))),
         b"RESYNC" => {
             let why = text(fact, "WHY")?;
@@ -286,9 +348,7 @@ fn private(
                 return Err(bad("MAILBOX"));
             };
             let head = MailboxHead { keys: keys.clone() };
-            index
-                .begin_mailbox(head, Mode::Changes, time, position, None)?
-                .finish()?;
+            start(index, lines, &head, time, position)?.finish()?;
         }
         b"QUOTA" => index.quota(&text(fact, "ROOT")?, fact, time)?,
         b"UNQUOTA" => index.unquota(fact.as_str().ok_or_else(|| bad("UNQUOTA"))?, time)?,

@@ -21,7 +21,8 @@ pub struct Difference {
 const TABLES: [(&str, &str); 12] = [
     ("meta", "key"),
     ("chunk", "id"),
-    ("message", "id"),
+    // Their numbers say nothing.
+    ("message", "guid"),
     ("mailbox", "id"),
     ("record", "mailbox_id, epoch, uid"),
     ("resync", "uniqueid"),
@@ -33,17 +34,26 @@ const TABLES: [(&str, &str); 12] = [
     ("annotation", "mboxname, entry, userid"),
 ];
 
+/// All columns of `message` but its number, the key first.
+const MESSAGE: &str = "guid, chunk_id, offset, size, partition, time, from_, to_, cc, subject,
+    message_id, date";
+
 /// Compares two indexes; at most `limit` differences are told. Reads both in step, in constant
 /// memory.
 pub fn differences(here: &Index, there: &Index, limit: usize) -> Result<Vec<Difference>> {
     let mut found = Vec::new();
     for (table, order) in TABLES {
         let filter = if table == "meta" {
-            "WHERE key IN ('schema', 'generation', 'key', 'created', 'manifest', 'stepped')"
+            "WHERE key IN ('schema', 'generation', 'key', 'created', 'manifest', 'stepped', 'state', 'state_time', 'state_chunk',
+                 'state_last', 'compacted')"
         } else {
             ""
         };
-        let sql = format!("SELECT * FROM {table} {filter} ORDER BY {order}");
+        let columns = match table {
+            "message" => MESSAGE,
+            _ => "*",
+        };
+        let sql = format!("SELECT {columns} FROM {table} {filter} ORDER BY {order}");
         let keys = order.split(',').count();
         compare(here, there, table, &sql, keys, limit, &mut found)?;
     }

@@ -7,7 +7,7 @@ use super::Index;
 use crate::cyrus::dlist::{Form, Value, print_to_vec};
 use crate::cyrus::guid::Guid;
 use crate::cyrus::sync::{MailboxHead, Record, Sums};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::util::time::Timestamp;
 use rusqlite::{OptionalExtension, params};
 use std::collections::HashSet;
@@ -19,6 +19,56 @@ pub enum Mode {
     Changes,
     /// All there is; records it does not list are gone. The number is the epoch it belongs to.
     Complete(i64),
+    /// All that compaction found known of it, with the times at which it came to be known.
+    Stated(Stated),
+}
+
+/// What a MAILBOX line that compaction wrote does not tell itself. Times are true ones, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stated {
+    /// The epoch of its records.
+    pub epoch: i64,
+    /// When we first heard of the mailbox.
+    pub created: i64,
+    /// When it last changed.
+    pub changed: i64,
+    /// When it was deleted.
+    pub deleted: Option<i64>,
+    /// Its sums never agreed with the sender's.
+    pub unreliable: bool,
+}
+
+/// The key in a stated record under which its times stand: when it came, when it last changed, when
+/// it was expunged, and `gone` if not by a flag.
+pub const TIMES: &[u8] = b"X-CYRBACKUP";
+
+/// A record as compaction stated it.
+struct Times {
+    arrived: i64,
+    changed: i64,
+    expunged: Option<i64>,
+    gone: bool,
+}
+
+impl Times {
+    /// Takes them out of a record, which is then as its sender stated it.
+    fn take(record: &mut Record) -> Result<Times> {
+        let bad = || Error::new(Kind::Damaged, "stated record without good times");
+        let at = record.extra.iter().position(|(key, _)| key == TIMES);
+        let (_, value) = record.extra.remove(at.ok_or_else(bad)?);
+        let list = value.as_list().ok_or_else(bad)?;
+        let time = |n: usize| list.get(n).and_then(Value::as_u64).map(|t| t as i64);
+        let times = Times {
+            arrived: time(0).ok_or_else(bad)?,
+            changed: time(1).ok_or_else(bad)?,
+            expunged: time(2),
+            gone: list.len() > 3,
+        };
+        if times.gone {
+            record.expunged = false;
+        }
+        Ok(times)
+    }
 }
 
 /// What was found while a line was entered.
@@ -62,6 +112,16 @@ pub struct MailboxApply<'a> {
     records: i64,
     sums: Sums,
     out: MailboxOutcome,
+}
+
+/// What a row of `record` says besides the record itself.
+struct Row {
+    sums: Sums,
+    arrived: i64,
+    changed: i64,
+    expunged: Option<i64>,
+    gone: bool,
+    missing: bool,
 }
 
 struct Known {
@@ -132,6 +192,11 @@ impl Index {
                 (self.conn.last_insert_rowid(), 1, 0, Sums::default(), false)
             }
         };
+        if let Mode::Stated(stated) = mode {
+            epoch = stated.epoch;
+            records = 0;
+            sums = Sums::default();
+        }
         if let Mode::Complete(new) = mode {
             if new != epoch {
                 // What the older epoch still had alive went when the server went back.
@@ -169,6 +234,33 @@ impl Index {
     }
 }
 
+impl Index {
+    /// Starts to enter records of an earlier epoch of a mailbox that is stated already.
+    pub fn begin_past(&self, uniqueid: &str, epoch: i64, position: i64) -> Result<PastRecords<'_>> {
+        let row = self.mailbox(uniqueid)?.ok_or_else(|| {
+            Error::new(
+                Kind::Damaged,
+                "records of a mailbox that was not stated before",
+            )
+        })?;
+        Ok(PastRecords(MailboxApply {
+            index: self,
+            head: MailboxHead { keys: Vec::new() },
+            id: row.id,
+            epoch,
+            mode: Mode::Changes,
+            time: Timestamp(0),
+            position,
+            waiting: None,
+            referred: HashSet::new(),
+            last_uid: 0,
+            records: 0,
+            sums: Sums::default(),
+            out: MailboxOutcome::default(),
+        }))
+    }
+}
+
 impl MailboxApply<'_> {
     /// Adds a key of the head that stands behind the records.
     pub fn add_key(&mut self, key: Vec<u8>, value: Value) {
@@ -177,6 +269,9 @@ impl MailboxApply<'_> {
 
     /// Enters one record.
     pub fn record(&mut self, record: &Record) -> Result<()> {
+        if let Mode::Stated(_) = self.mode {
+            return self.stated(record);
+        }
         let conn = &self.index.conn;
         let error = |e| self.index.error(e);
         self.out.listed += 1;
@@ -253,43 +348,79 @@ impl MailboxApply<'_> {
                 .and_then(|k| k.expunged)
                 .unwrap_or(self.time.0)
         });
+        let row = Row {
+            sums,
+            arrived: known.as_ref().map_or(self.time.0, |k| k.arrived),
+            changed: self.time.0,
+            expunged,
+            gone: false,
+            missing,
+        };
+        self.put(record, &row)
+    }
+
+    fn put(&self, record: &Record, row: &Row) -> Result<()> {
         let list = |items: &[Value]| {
             (!items.is_empty()).then(|| print_to_vec(&Value::List(items.to_vec()), Form::Log))
         };
         let extra = (!record.extra.is_empty())
             .then(|| print_to_vec(&Value::Kv(record.extra.clone()), Form::Log));
-        conn.prepare_cached(
-            "INSERT OR REPLACE INTO record (mailbox_id, epoch, uid, modseq, last_updated,
+        self.index
+            .conn
+            .prepare_cached(
+                "INSERT OR REPLACE INTO record (mailbox_id, epoch, uid, modseq, last_updated,
                 internaldate, size, guid, flags, annotations, extra, crc, annot_short,
                 annot_long, arrived, changed, expunged, gone, missing, position)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16,
-                ?17, 0, ?18, ?19)",
-        )
-        .and_then(|mut s| {
-            s.execute(params![
-                self.id,
-                self.epoch,
-                record.uid,
-                record.modseq as i64,
-                record.last_updated as i64,
-                record.internaldate as i64,
-                record.size as i64,
-                &record.guid.0[..],
-                print_to_vec(&Value::List(record.flags.clone()), Form::Log),
-                list(&record.annotations),
-                extra,
-                sums.record,
-                sums.annot_short,
-                sums.annot_long,
-                known.as_ref().map_or(self.time.0, |k| k.arrived),
-                self.time.0,
-                expunged,
-                missing,
-                self.position,
-            ])
-        })
-        .map_err(error)?;
+                ?17, ?18, ?19, ?20)",
+            )
+            .and_then(|mut s| {
+                s.execute(params![
+                    self.id,
+                    self.epoch,
+                    record.uid,
+                    record.modseq as i64,
+                    record.last_updated as i64,
+                    record.internaldate as i64,
+                    record.size as i64,
+                    &record.guid.0[..],
+                    print_to_vec(&Value::List(record.flags.clone()), Form::Log),
+                    list(&record.annotations),
+                    extra,
+                    row.sums.record,
+                    row.sums.annot_short,
+                    row.sums.annot_long,
+                    row.arrived,
+                    row.changed,
+                    row.expunged,
+                    row.gone,
+                    row.missing,
+                    self.position,
+                ])
+            })
+            .map_err(|e| self.index.error(e))?;
         Ok(())
+    }
+
+    /// Enters a record as compaction stated it.
+    fn stated(&mut self, record: &Record) -> Result<()> {
+        let mut record = record.clone();
+        let times = Times::take(&mut record)?;
+        self.out.listed += 1;
+        let sums = record.sums();
+        if times.expunged.is_none() {
+            self.sums.toggle(sums);
+            self.records += 1;
+        }
+        let row = Row {
+            sums,
+            arrived: times.arrived,
+            changed: times.changed,
+            expunged: times.expunged,
+            gone: times.gone,
+            missing: self.index.body(record.guid)?.is_none(),
+        };
+        self.put(&record, &row)
     }
 
     /// Ends the line: what a complete state did not list is gone, and the head is entered last.
@@ -334,6 +465,7 @@ impl MailboxApply<'_> {
         let unreliable = match self.mode {
             Mode::Complete(_) => !self.out.agrees,
             Mode::Changes => self.out.unreliable && !self.out.agrees,
+            Mode::Stated(stated) => stated.unreliable,
         };
         self.out.sums = self.sums;
         self.out.changed = true;
@@ -374,7 +506,21 @@ impl MailboxApply<'_> {
         if let Mode::Complete(_) = self.mode {
             self.index.unmark_resync(uniqueid)?;
         }
+        if let Mode::Stated(stated) = self.mode {
+            self.index
+                .stated(self.id, stated.created, stated.changed, stated.deleted)?;
+        }
         Ok(self.out)
+    }
+}
+
+/// Records of an earlier epoch being entered, as compaction stated them.
+pub struct PastRecords<'a>(MailboxApply<'a>);
+
+impl PastRecords<'_> {
+    /// Enters one.
+    pub fn record(&mut self, record: &Record) -> Result<()> {
+        self.0.stated(record)
     }
 }
 

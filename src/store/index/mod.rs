@@ -7,22 +7,26 @@
 
 mod apply;
 mod compare;
+mod keep;
 mod mailbox;
 mod over;
 mod read;
 mod schema;
 mod search;
+mod summary;
 mod watch;
 mod write;
 
 pub use apply::{Lines, Place, apply_line};
 pub use compare::{Difference, differences};
-pub use mailbox::{MailboxApply, MailboxOutcome, Mode};
+pub use keep::{KeepRow, Lasting};
+pub use mailbox::{MailboxApply, MailboxOutcome, Mode, PastRecords, Stated, TIMES};
 pub use read::{
     AnnotationRow, ChunkRow, Counts, MailboxRow, MessageRow, RecordRow, SeenRow, SieveRow,
     SubscriptionRow, Totals,
 };
 pub use search::{Field, RecordFilter};
+pub use summary::ChunkSums;
 pub use watch::{RowChange, Table, Watch};
 pub use write::Pending;
 

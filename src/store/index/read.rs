@@ -80,6 +80,8 @@ pub struct RecordRow {
     pub missing: bool,
     /// When it came.
     pub arrived: i64,
+    /// When it last changed.
+    pub changed: i64,
 }
 
 /// Where a message's body is.
@@ -263,12 +265,14 @@ pub(super) fn record_row(r: &Row<'_>) -> rusqlite::Result<RecordRow> {
         gone: r.get(11)?,
         missing: r.get(12)?,
         arrived: r.get(13)?,
+        changed: r.get(15)?,
     })
 }
 
 pub(super) const RECORD: &str =
     "SELECT mailbox_id, epoch, uid, modseq, last_updated, internaldate, size,
-    guid, flags, extra, expunged, gone, missing, arrived, annotations FROM record ";
+    guid, flags, extra, expunged, gone, missing, arrived, annotations,
+    changed FROM record ";
 
 impl Index {
     pub(super) fn all<T>(
@@ -314,6 +318,13 @@ impl Index {
         self.one("SELECT guid FROM message WHERE id = ?1", [id], |r| {
             r.get(0).map(Guid)
         })
+    }
+
+    /// The Message-ID of a message whose body is here, if it has one.
+    pub fn message_id(&self, guid: Guid) -> Result<Option<String>> {
+        let sql = "SELECT message_id FROM message WHERE guid = ?1";
+        let found = self.one(sql, [&guid.0[..]], |r| r.get::<_, Option<String>>(0))?;
+        Ok(found.flatten().filter(|id| !id.is_empty()))
     }
 
     /// The live mailbox of a name.

@@ -4,9 +4,12 @@
 use super::Index;
 use super::read::{RECORD, RecordRow, record_row};
 use crate::cyrus::header::Envelope;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, params};
+
+/// How many of them there are.
+const FIELDS: usize = 5;
 
 /// One of the fields the index keeps of a message's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,21 +55,22 @@ pub struct RecordFilter {
 pub type EachFields<'a> = dyn FnMut(&[u8], &[&[u8]]) -> Result<()> + 'a;
 
 impl Index {
-    /// Hands the wanted fields of each message to `each`, in the order of arrival. A field that is
-    /// absent is empty.
+    /// Hands the wanted fields of each message, each asked for once, to `each`, in the order of
+    /// arrival. A field that is absent is empty.
     pub fn fields(&self, fields: &[Field], each: &mut EachFields<'_>) -> Result<()> {
         let columns: Vec<&str> = fields.iter().map(|f| f.column()).collect();
         let sql = format!("SELECT guid, {} FROM message", columns.join(", "));
         let mut statement = self.conn.prepare_cached(&sql).map_err(|e| self.error(e))?;
         let mut rows = statement.query([]).map_err(|e| self.error(e))?;
         while let Some(row) = rows.next().map_err(|e| self.error(e))? {
-            let mut values: [&[u8]; 8] = [b""; 8];
-            let values = &mut values[..fields.len().min(8)];
+            let column = |n| row.get_ref(n).map(bytes).map_err(|e| self.error(e));
+            let mut values: [&[u8]; FIELDS] = [b""; FIELDS];
+            let values = values.get_mut(..fields.len());
+            let values = values.ok_or_else(|| Error::new(Kind::Internal, "too many fields"))?;
             for (at, value) in values.iter_mut().enumerate() {
-                *value = bytes(row.get_ref(at + 1).map_err(|e| self.error(e))?);
+                *value = column(at + 1)?;
             }
-            let guid = bytes(row.get_ref(0).map_err(|e| self.error(e))?);
-            each(guid, values)?;
+            each(column(0)?, values)?;
         }
         Ok(())
     }

@@ -77,7 +77,7 @@ impl Index {
                 from_, to_, cc, subject, message_id, date)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
              ON CONFLICT (guid) DO UPDATE SET chunk_id = ?2, offset = ?3, size = ?4,
-                partition = ?5",
+                partition = ?5, time = ?6",
             params![
                 &guid.0[..],
                 chunk_id,

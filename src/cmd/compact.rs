@@ -1,0 +1,484 @@
+//! `compact`: drops what has outlived its retention, and joins small chunks; made for EVENTS.
+//!
+//! Several backups at a time, those first that were not looked at for longest. A backup in which
+//! nothing came and nothing expired since the last look costs a look at its size. Replication goes
+//! on meanwhile. What the brake holds is told, and stays, until `--force`. Exit status 0 also where
+//! there is nothing to do, 1 if a backup was held by somebody else or failed, 65 if a log does not
+//! read.
+
+use super::args::{self, usage};
+use super::output::{Out, plain};
+use super::parallel::in_order;
+use super::select::{self, Chosen, Select};
+use super::{Context, IDENT, Job, Outcome, status};
+use crate::cyrus::config::options::Opt;
+use crate::cyrus::config::parse::duration;
+use crate::cyrus::config::retention::Retention;
+use crate::cyrus::syslog;
+use crate::error::{Error, Kind, Result};
+use crate::store::compact::need::Times;
+use crate::store::compact::{Outcome as Ended, Policy, Report, compact};
+use crate::store::compacted::{Compacted, Seen};
+use crate::store::former;
+use crate::store::lock::Wait;
+use crate::sys::priority;
+use crate::util::time::{Timestamp, now};
+use getopts::{Matches, Options};
+use serde_json::{Value, json};
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+/// A clock that is ahead of everything known by more than this may be wrong, in seconds.
+const AHEAD: i64 = 86_400;
+
+/// What was typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Args {
+    select: Select,
+    all: bool,
+    wait: bool,
+    force: bool,
+    dry_run: bool,
+    json: bool,
+    jobs: usize,
+    max_time: Option<Duration>,
+}
+
+/// The options.
+pub fn options() -> Options {
+    let mut o = args::common();
+    select::options(&mut o);
+    args::json(&mut o);
+    o.optflag("F", "force", "all that can be done, in spite of the brake");
+    o.optflag("n", "dry-run", "say what would be done");
+    o.optflag("w", "", "wait for backups that are locked");
+    o.optopt("", "jobs", "threads (default 2)", "N");
+    o.optopt("", "max-time", "begin no further backup after that", "TIME");
+    o
+}
+
+/// The command.
+pub fn job(m: &Matches) -> Result<Job> {
+    let args = Args::parse(m)?;
+    Ok(Box::new(move |c, out| run(&args, c, out)))
+}
+
+impl Args {
+    fn parse(m: &Matches) -> Result<Args> {
+        let jobs = match m.opt_str("jobs").map(|n| n.parse()) {
+            None => 2,
+            Some(Ok(n @ 1..=64)) => n,
+            Some(_) => return Err(usage("--jobs wants a number from 1 to 64")),
+        };
+        let max_time = match m.opt_str("max-time") {
+            None => None,
+            Some(text) => {
+                let secs = duration(&text, b's').and_then(|n| u64::try_from(n).ok());
+                let bad = || usage("--max-time wants a time such as 90m or 2h30m");
+                let secs = secs.filter(|&n| n > 0).ok_or_else(bad)?;
+                Some(Duration::from_secs(secs))
+            }
+        };
+        Ok(Args {
+            select: Select::some_or_all(m)?,
+            all: m.free.is_empty(),
+            wait: m.opt_present("w"),
+            force: m.opt_present("F"),
+            dry_run: m.opt_present("n"),
+            json: m.opt_present("j"),
+            jobs,
+            max_time,
+        })
+    }
+}
+
+/// What is the same for all backups.
+struct Work<'a> {
+    c: &'a Context,
+    args: &'a Args,
+    policy: Policy,
+    retention: Retention,
+    seen: HashMap<String, Seen>,
+    compacted: Compacted,
+    now: Timestamp,
+}
+
+/// What became of one backup.
+enum Did {
+    /// Nothing came and nothing expired since the last look.
+    Still,
+    Looked(Box<Report>),
+}
+
+impl Work<'_> {
+    fn one(&self, chosen: &Chosen) -> Result<Did> {
+        let key = self.key(chosen)?;
+        let bytes = std::fs::metadata(&chosen.path).map(|m| m.len());
+        let bytes = bytes.map_err(|e| Error::io("cannot open", e).at(&chosen.path))?;
+        let seen = chosen.key.as_ref().and_then(|key| self.seen.get(key));
+        let look = self.args.force || self.args.dry_run;
+        if !look && seen.is_some_and(|seen| seen.is_still(bytes, self.now.0)) {
+            return Ok(Did::Still);
+        }
+        let (userid, domain) = whose(&key);
+        let retention = self.retention.of(userid, domain);
+        let times = Times {
+            retention: &retention,
+            namespace: &self.c.namespace,
+            now: self.now,
+        };
+        let scratch = self.c.config.backup_staging_path();
+        let report = compact(&chosen.path, &key, &self.policy, &times, &scratch)?;
+        if let (Some(key), false) = (&chosen.key, self.args.dry_run) {
+            self.remember(key, &report, bytes);
+        }
+        Ok(Did::Looked(Box::new(report)))
+    }
+
+    /// Whose a backup is; for one named by path, as its log says.
+    fn key(&self, chosen: &Chosen) -> Result<String> {
+        match &chosen.key {
+            Some(key) => Ok(key.clone()),
+            None => Ok(self.c.open(chosen, self.c.repair())?.key),
+        }
+    }
+
+    fn remember(&self, key: &str, report: &Report, bytes: u64) {
+        let held = (report.outcome == Ended::Held).then_some((report.loss.lost, report.loss.of));
+        let seen = Seen {
+            time: self.now.0,
+            bytes: match report.outcome {
+                Ended::Done => report.bytes_after,
+                _ => bytes,
+            },
+            next: report.next,
+            held,
+        };
+        if let Err(e) = self.compacted.set(key, &seen) {
+            log::warn!("cannot remember what was compacted: {e}");
+        }
+    }
+
+    /// A line for the system's log.
+    fn event(&self, text: &str) {
+        let config = &self.c.config;
+        let (prefix, facility) = (config.syslog_prefix(), config.syslog_facility());
+        syslog::event(IDENT, prefix, facility, text);
+    }
+}
+
+/// Userid and domain of a key.
+fn whose(key: &str) -> (Option<&str>, Option<&str>) {
+    match key.strip_prefix("%SHARED/") {
+        Some(rest) => (None, rest.split('/').next().filter(|d| !d.is_empty())),
+        None if key.starts_with('%') => (None, None),
+        None => (Some(key), key.split_once('@').map(|(_, domain)| domain)),
+    }
+}
+
+fn policy(args: &Args, c: &Context, jobs: usize) -> Policy {
+    let config = &c.config;
+    Policy {
+        settings: c.settings(),
+        level: config.backup_compact_level(),
+        min: config.bytes(Opt::BackupCompactMinsize),
+        max: config.bytes(Opt::BackupCompactMaxsize),
+        threshold: u64::try_from(config.int(Opt::BackupCompactWorkThreshold)).unwrap_or(0),
+        brake: config.backup_compact_brake(),
+        force: args.force,
+        dry_run: args.dry_run,
+        keep_previous: config.switch(Opt::BackupKeepPrevious),
+        jobs,
+        wait: match args.wait {
+            true => Wait::Forever,
+            false => Wait::For(config.backup_lock_wait()),
+        },
+        erase: HashSet::new(),
+    }
+}
+
+/// Refuses to drop anything by a clock that is ahead of all that is known.
+fn check_clock(work: &Work<'_>, chosen: &[Chosen]) -> Result<()> {
+    let Some(last) = work.seen.values().map(|seen| seen.time).max() else {
+        return Ok(());
+    };
+    let written = |chosen: &Chosen| -> Option<i64> {
+        let time = std::fs::metadata(&chosen.path).ok()?.modified().ok()?;
+        Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs() as i64)
+    };
+    let newest = chosen.iter().filter_map(written).max().unwrap_or(0);
+    let kept = work.c.config.backup_retention();
+    let limit = kept.map_or(AHEAD, |kept| (kept.as_secs() as i64 / 2).max(AHEAD));
+    let ahead = work.now.0 - newest.max(last);
+    if ahead > limit && !work.args.force {
+        let what = format!(
+            "the clock is {} days ahead of the last run and of all backups: if it is right, \
+             use --force once",
+            ahead / 86_400
+        );
+        return Err(Error::new(Kind::Denied, what));
+    }
+    Ok(())
+}
+
+/// Sums for the last line.
+#[derive(Default)]
+struct Sums {
+    done: u64,
+    nothing: u64,
+    held: u64,
+    failed: u64,
+    freed: i64,
+    expired: u64,
+}
+
+impl Sums {
+    fn add(&mut self, did: &Result<Did>) {
+        match did {
+            Err(_) => self.failed += 1,
+            Ok(Did::Still) => self.nothing += 1,
+            Ok(Did::Looked(report)) => match report.outcome {
+                Ended::Nothing => self.nothing += 1,
+                Ended::Held => self.held += 1,
+                Ended::Done => {
+                    self.done += 1;
+                    self.freed += report.bytes_before as i64 - report.bytes_after as i64;
+                    self.expired += report.expired_records;
+                }
+            },
+        }
+    }
+}
+
+fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
+    let began = Instant::now();
+    let until = args.max_time.and_then(|t| began.checked_add(t));
+    let found = args.select.find(&c.catalog(), &c.namespace)?;
+    for (name, e) in &found.missing {
+        c.complain(name, e);
+    }
+    let mut chosen = found.chosen;
+    let compacted = c.compacted();
+    // One backup gets all threads; of several each gets one.
+    let within = if chosen.len() > 1 { 1 } else { args.jobs };
+    let work = Work {
+        c,
+        args,
+        policy: policy(args, c, within),
+        retention: c.config.retention(),
+        seen: compacted.all()?,
+        compacted,
+        now: now(),
+    };
+    check_clock(&work, &chosen)?;
+    priority::lower();
+    crate::store::verify::clean(&c.config.backup_staging_path());
+    let last = |chosen: &Chosen| Some(work.seen.get(chosen.key.as_ref()?)?.time);
+    chosen.sort_by_key(last);
+    let mut sums = Sums::default();
+    let mut damaged = false;
+    let mut tell = |chosen: &Chosen, did: &Result<Did>| {
+        sums.add(did);
+        match did {
+            Ok(Did::Looked(report)) if report.outcome == Ended::Held => {
+                work.event(&format!("held user=<{}> {}", chosen.name(), held(report)));
+            }
+            Ok(_) => {}
+            Err(e) => {
+                damaged |= e.kind() == Kind::Damaged;
+                c.complain(&chosen.name(), e);
+                work.event(&format!(
+                    "not compacted user=<{}> error=<{e}>",
+                    chosen.name()
+                ));
+            }
+        }
+    };
+    let one = |chosen: &Chosen| {
+        let began = Instant::now();
+        let did = work.one(chosen);
+        (did, began.elapsed())
+    };
+    let done = if args.json {
+        let mut done = 0;
+        out.document(&[("dry_run", json!(args.dry_run))], |d| {
+            d.list("backups")?;
+            done = in_order(&chosen, args.jobs, until, one, |chosen, (did, took)| {
+                tell(chosen, &did);
+                d.row(&as_json(chosen, &did, took))
+            })?;
+            d.field("left", &json!(chosen.len() - done))
+        })?;
+        done
+    } else {
+        in_order(&chosen, args.jobs, until, one, |chosen, (did, took)| {
+            tell(chosen, &did);
+            as_text(args, chosen, &did, took, out)
+        })?
+    };
+    if args.all && !args.dry_run {
+        bury(&work)?;
+    }
+    let left = chosen.len() - done;
+    if left > 0 {
+        log::warn!("time is over, {left} of {} not looked at", chosen.len());
+    }
+    if !args.dry_run {
+        let text = format!(
+            "compacted backups={} nothing_to_do={} held={} failed={} left={left} \
+             freed_bytes={} expired_records={} ms={}",
+            sums.done,
+            sums.nothing,
+            sums.held,
+            sums.failed,
+            sums.freed,
+            sums.expired,
+            began.elapsed().as_millis()
+        );
+        work.event(&text);
+        log::info!("{text}");
+    }
+    Ok(if damaged {
+        Outcome::Status(status(Kind::Damaged))
+    } else {
+        c.outcome()
+    })
+}
+
+/// Deleted backups whose time of grace is over go for good.
+fn bury(work: &Work<'_>) -> Result<()> {
+    let grace = work.c.config.backup_delete_grace();
+    former::expire(&work.c.catalog(), grace, work.now, &mut |former, done| {
+        match done {
+            Ok(_) => work.event(&format!("removed deleted backup user=<{}>", former.owner)),
+            Err(e) => work.c.complain(&former.key, &e),
+        }
+        Ok(())
+    })
+}
+
+fn held(report: &Report) -> String {
+    format!(
+        "{} of {} messages were deleted inside one retention period",
+        report.loss.lost, report.loss.of
+    )
+}
+
+fn as_text(
+    args: &Args,
+    chosen: &Chosen,
+    did: &Result<Did>,
+    took: Duration,
+    out: &mut Out,
+) -> Result<()> {
+    let name = plain(&chosen.name());
+    let report = match did {
+        Ok(Did::Looked(report)) => report,
+        // Of thousands only those are told in which something was done.
+        Ok(Did::Still) if args.all => return Ok(()),
+        Ok(Did::Still) => return out.line(format_args!("{name}: nothing to do")),
+        Err(_) => return Ok(()),
+    };
+    let expired = format!(
+        "expired: {} records, {} mailboxes, {} others",
+        report.expired_records, report.expired_mailboxes, report.expired_others
+    );
+    match report.outcome {
+        Ended::Nothing if args.all => Ok(()),
+        Ended::Nothing => out.line(format_args!("{name}: nothing to do ({expired})")),
+        Ended::Held => out.line(format_args!(
+            "{name}: held: {}; {expired}; if that was meant: compact --force",
+            held(report)
+        )),
+        Ended::Done if args.dry_run => out.line(format_args!(
+            "{name}: would free about {} of {} bytes ({expired}); {} chunks dropped, {} joined, \
+             {} bytes deflated anew, {} copied",
+            report.bytes_before.saturating_sub(report.bytes_after),
+            report.bytes_before,
+            report.dropped_chunks,
+            report.joined_chunks,
+            report.rewritten,
+            report.spliced,
+        )),
+        Ended::Done => out.line(format_args!(
+            "{name}: {} to {} chunks, {} to {} bytes ({expired}), {:.1} s",
+            report.chunks_before,
+            report.chunks_after,
+            report.bytes_before,
+            report.bytes_after,
+            took.as_secs_f64()
+        )),
+    }
+}
+
+fn as_json(chosen: &Chosen, did: &Result<Did>, took: Duration) -> Value {
+    let mut row = json!({"userid": chosen.key, "path": chosen.path.to_string_lossy()});
+    let Some(fields) = row.as_object_mut() else {
+        return row;
+    };
+    let mut add = |key: &str, value: Value| fields.insert(key.into(), value);
+    match did {
+        Err(e) => {
+            add("status", "failed".into());
+            add("error", e.to_string().into());
+        }
+        Ok(Did::Still) => {
+            add("status", "nothing".into());
+        }
+        Ok(Did::Looked(report)) => {
+            let status = match report.outcome {
+                Ended::Done => "done",
+                Ended::Nothing => "nothing",
+                Ended::Held => "held",
+            };
+            add("status", status.into());
+            for (key, number) in [
+                ("chunks_before", report.chunks_before),
+                ("chunks_after", report.chunks_after),
+                ("bytes_before", report.bytes_before),
+                ("bytes_after", report.bytes_after),
+                ("spliced_bytes", report.spliced),
+                ("rewritten_bytes", report.rewritten),
+                ("dropped_chunks", report.dropped_chunks),
+                ("joined_chunks", report.joined_chunks),
+                ("expired_records", report.expired_records),
+                ("expired_mailboxes", report.expired_mailboxes),
+                ("expired_others", report.expired_others),
+                ("lost_messages", report.loss.lost),
+                ("lost_of", report.loss.of),
+            ] {
+                add(key, number.into());
+            }
+            add("next", report.next.into());
+            let previous = report.previous.as_ref().map(|p| p.to_string_lossy());
+            add("previous", previous.into());
+        }
+    }
+    add("seconds", took.as_secs_f64().into());
+    row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_tell_whose_they_are() {
+        assert_eq!(whose("anna"), (Some("anna"), None));
+        assert_eq!(whose("a@b.c"), (Some("a@b.c"), Some("b.c")));
+        assert_eq!(whose("%SHARED//team"), (None, None));
+        assert_eq!(whose("%SHARED/b.c/team"), (None, Some("b.c")));
+        assert_eq!(whose("%FORMER/anna/u1"), (None, None));
+    }
+
+    #[test]
+    fn numbers_are_judged() {
+        let parse = |words: &[&str]| Args::parse(&options().parse(words).unwrap());
+        let args = parse(&["--jobs", "3", "--max-time", "90m", "-F", "anna"]).unwrap();
+        assert_eq!((args.jobs, args.force, args.all), (3, true, false));
+        assert_eq!(args.max_time, Some(Duration::from_secs(5400)));
+        assert!(parse(&["-A"]).unwrap().all);
+        assert!(parse(&["--jobs", "0", "-A"]).is_err());
+        assert!(parse(&["--max-time", "0", "-A"]).is_err());
+    }
+}

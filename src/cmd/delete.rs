@@ -1,0 +1,242 @@
+//! `delete`: takes a user's whole backup out of use; `--undo` brings it back within
+//! `backup_delete_grace`, `--expired` removes for good what is older.
+//!
+//! A sync that comes after the deletion begins a new backup; from then on the old one is not brought
+//! back, but can be looked at under its key.
+
+use super::args::{self, usage};
+use super::output::{Out, plain, when};
+use super::select::{self, Select};
+use super::{Context, Job, Outcome};
+use crate::error::{Error, Kind, Result};
+use crate::store::backup::Settings;
+use crate::store::former::{self, Former, Removed};
+use crate::store::lock::Wait;
+use crate::util::time::now;
+use getopts::{Matches, Options};
+use serde_json::{Value, json};
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum What {
+    Delete(Select),
+    Undo(Select),
+    Expired,
+}
+
+/// What was typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Args {
+    what: What,
+    wait: bool,
+    json: bool,
+}
+
+/// The options.
+pub fn options() -> Options {
+    let mut o = args::common();
+    select::options(&mut o);
+    args::json(&mut o);
+    o.optflag("w", "", "wait for backups that are locked");
+    o.optflag("", "undo", "bring back what was deleted");
+    o.optflag("", "expired", "remove what was deleted long enough ago");
+    o
+}
+
+/// The command.
+pub fn job(m: &Matches) -> Result<Job> {
+    let args = Args::parse(m)?;
+    Ok(Box::new(move |c, out| run(&args, c, out)))
+}
+
+impl Args {
+    fn parse(m: &Matches) -> Result<Args> {
+        let what = match (m.opt_present("undo"), m.opt_present("expired")) {
+            (true, true) => return Err(usage("--undo and also --expired")),
+            (true, false) => What::Undo(Select::named(m)?),
+            (false, false) => What::Delete(Select::named(m)?),
+            (false, true) => {
+                args::no_more(&m.free)?;
+                What::Expired
+            }
+        };
+        Ok(Args {
+            what,
+            wait: m.opt_present("w"),
+            json: m.opt_present("j"),
+        })
+    }
+}
+
+/// What became of one backup.
+enum Done {
+    Deleted(Former),
+    Back(Former, std::path::PathBuf),
+    Removed(Former, Removed),
+    Failed(String, Error),
+}
+
+fn delete(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<Done> {
+    let catalog = c.catalog();
+    let mut key = None;
+    for candidate in keys {
+        if catalog.lookup(candidate)?.is_some() {
+            key = Some(candidate);
+            break;
+        }
+    }
+    let key = key.ok_or_else(|| Error::new(Kind::NotFound, format!("{name}: no backup")))?;
+    let settings = Settings {
+        level: c.config.backup_ingest_level(),
+        chunk_max: c.config.backup_chunk_max(),
+    };
+    former::delete(&catalog, key, wait, settings, &c.namespace, now()).map(Done::Deleted)
+}
+
+fn undo(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<Done> {
+    let catalog = c.catalog();
+    let mut found = former::list(&catalog, None)?;
+    found.retain(|f| keys.iter().any(|key| *key == f.key || *key == f.owner));
+    // The last one.
+    let former = found.into_iter().max_by_key(|f| f.deleted);
+    let former =
+        former.ok_or_else(|| Error::new(Kind::NotFound, format!("{name}: no deleted backup")))?;
+    let path = former::undo(&catalog, &former, wait)?;
+    Ok(Done::Back(former, path))
+}
+
+fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
+    let wait = if args.wait { Wait::Forever } else { Wait::No };
+    let mut told = Vec::new();
+    match &args.what {
+        What::Delete(select) | What::Undo(select) => {
+            let work = match args.what {
+                What::Undo(_) => undo,
+                _ => delete,
+            };
+            for (name, keys) in select.candidates(&c.namespace)? {
+                let done = work(&name, &keys, c, wait);
+                told.push(done.unwrap_or_else(|e| Done::Failed(name, e)));
+            }
+        }
+        What::Expired => {
+            let grace = c.config.backup_delete_grace();
+            former::expire(&c.catalog(), grace, now(), &mut |former, done| {
+                told.push(match done {
+                    Ok(removed) => Done::Removed(former.clone(), removed),
+                    Err(e) => Done::Failed(former.key.clone(), e),
+                });
+                Ok(())
+            })?;
+        }
+    }
+    let mut last = None;
+    for done in &told {
+        if let Done::Failed(name, e) = done {
+            c.complain(name, e);
+            last = Some(e.kind());
+        }
+    }
+    if args.json {
+        out.document(&[], |d| {
+            d.list("backups")?;
+            told.iter().try_for_each(|done| d.row(&as_json(done, c)))
+        })?;
+    } else {
+        told.iter().try_for_each(|done| as_text(done, c, out))?;
+    }
+    Ok(match last {
+        // One that was named: its own reason.
+        Some(kind) if told.len() == 1 => Outcome::Status(super::status(kind)),
+        _ => c.outcome(),
+    })
+}
+
+/// Until when a deleted backup is kept.
+pub(super) fn until(former: &Former, c: &Context) -> Option<i64> {
+    let grace = i64::try_from(c.config.backup_delete_grace().as_secs()).unwrap_or(i64::MAX);
+    former.deleted.map(|t| t.0.saturating_add(grace))
+}
+
+fn as_json(done: &Done, c: &Context) -> Value {
+    match done {
+        Done::Deleted(former) => json!({
+            "userid": former.owner,
+            "status": "deleted",
+            "key": former.key,
+            "path": former.path.to_string_lossy(),
+            "deleted": former.deleted.map(|t| t.0),
+            "until": until(former, c),
+        }),
+        Done::Back(former, path) => json!({
+            "userid": former.owner,
+            "status": "undone",
+            "key": former.owner,
+            "path": path.to_string_lossy(),
+        }),
+        Done::Removed(former, removed) => json!({
+            "userid": former.owner,
+            "status": "removed",
+            "key": former.key,
+            "files": removed.files.len(),
+            "bytes": removed.bytes,
+        }),
+        Done::Failed(name, e) => {
+            json!({ "userid": name, "status": "failed", "error": e.to_string() })
+        }
+    }
+}
+
+fn as_text(done: &Done, c: &Context, out: &mut Out) -> Result<()> {
+    match done {
+        Done::Deleted(former) => out.line(format_args!(
+            "{}: deleted: kept until {} as {}",
+            plain(&former.owner),
+            when(until(former, c)),
+            plain(&former.key)
+        )),
+        Done::Back(former, path) => out.line(format_args!(
+            "{}: brought back: {}",
+            plain(&former.owner),
+            plain(&path.display().to_string())
+        )),
+        Done::Removed(former, removed) => out.line(format_args!(
+            "{}: removed: {} files, {} bytes",
+            plain(&former.key),
+            removed.files.len(),
+            removed.bytes
+        )),
+        Done::Failed(..) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(words: &[&str]) -> Result<Args> {
+        Args::parse(&options().parse(words).unwrap())
+    }
+
+    #[test]
+    fn only_what_is_named_is_deleted() {
+        assert!(matches!(args(&["anna"]).unwrap().what, What::Delete(_)));
+        assert!(matches!(
+            args(&["--undo", "anna"]).unwrap().what,
+            What::Undo(_)
+        ));
+        assert_eq!(args(&["--expired"]).unwrap().what, What::Expired);
+        for bad in [
+            &[][..],
+            &["-A"],
+            &["-P", "a"],
+            &["-D", "d"],
+            &["-f", "/b/a"],
+            &["--undo"],
+            &["--expired", "anna"],
+            &["--undo", "--expired"],
+        ] {
+            assert_eq!(args(bad).unwrap_err().kind(), Kind::Usage, "{bad:?}");
+        }
+    }
+}

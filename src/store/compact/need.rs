@@ -1,0 +1,223 @@
+//! What of a backup is still needed, and what has outlived its retention.
+//!
+//! A message is needed while a record refers to it that is alive, or that went less than the
+//! mailbox's retention ago; a record in a deleted mailbox went with it, if not before. The time
+//! that counts is that of our own receipt. Reads all records of the index.
+
+use crate::cyrus::config::retention::UserRetention;
+use crate::cyrus::guid::Guid;
+use crate::cyrus::mboxname::{MboxName, Namespace};
+use crate::error::Result;
+use crate::store::index::{Index, MailboxRow};
+use crate::util::time::Timestamp;
+use std::collections::{HashMap, HashSet};
+
+/// A message that is younger than this when it goes is nobody's archive: mail that is fetched and
+/// deleted, or thrown away at once. The brake does not count it.
+const SETTLED: i64 = 86_400;
+
+/// Below so many messages there is nothing to brake for.
+const BRAKE_LEAST: u64 = 5;
+
+/// How long what is deleted is kept, and the present.
+#[derive(Clone, Copy)]
+pub struct Times<'a> {
+    /// The rules for this backup.
+    pub retention: &'a UserRetention,
+    /// How mailbox names are read.
+    pub namespace: &'a Namespace,
+    /// The present.
+    pub now: Timestamp,
+}
+
+impl Times<'_> {
+    /// What went at or before this is expired, for a mailbox; `None`: nothing ever is.
+    pub fn edge_of(&self, mailbox: &str) -> Option<i64> {
+        let kept = match MboxName::parse(mailbox, self.namespace) {
+            Ok(name) => self.retention.mailbox(&name),
+            Err(_) => self.retention.general(),
+        };
+        kept.map(|secs| self.now.0.saturating_sub(secs))
+    }
+
+    /// The same for what belongs to no mailbox.
+    pub fn edge(&self) -> Option<i64> {
+        let kept = self.retention.general();
+        kept.map(|secs| self.now.0.saturating_sub(secs))
+    }
+
+    /// Before this nobody asks how anything was.
+    pub fn history_edge(&self) -> Option<i64> {
+        let kept = self.retention.longest();
+        kept.map(|secs| self.now.0.saturating_sub(secs))
+    }
+}
+
+/// When a record went, if it did.
+pub fn went(expunged: Option<i64>, deleted: Option<i64>) -> Option<i64> {
+    match (expunged, deleted) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// Whether what went then is expired at an edge.
+pub fn expired(went: Option<i64>, edge: Option<i64>) -> bool {
+    matches!((went, edge), (Some(went), Some(edge)) if went <= edge)
+}
+
+/// What is needed and what is not.
+#[derive(Debug, Default)]
+pub struct Need {
+    /// Messages whose bodies are needed.
+    pub messages: HashSet<Guid>,
+    /// Records that have expired.
+    pub expired_records: u64,
+    /// When the latest of them went.
+    pub last_expired: Option<i64>,
+    /// When the first of them went.
+    pub first_expired: Option<i64>,
+    /// Mailboxes that have expired.
+    pub expired_mailboxes: u64,
+    /// Scripts, subscriptions, limits and annotations that have.
+    pub expired_others: u64,
+    /// When the next thing will expire that is not yet.
+    pub next: Option<i64>,
+    /// What the brake looks at.
+    pub loss: Loss,
+}
+
+/// Messages that were kept for long and went inside one retention period.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loss {
+    /// Messages that are nowhere alive any more.
+    pub lost: u64,
+    /// These, and those alive.
+    pub of: u64,
+    /// Of the lost, those that would be dropped now.
+    pub now: u64,
+}
+
+impl Loss {
+    /// Whether more than `percent` of the messages went; 0 never brakes, and so does 100.
+    pub fn brakes(&self, percent: u32) -> bool {
+        percent > 0
+            && self.now > 0
+            && self.of >= BRAKE_LEAST
+            && self.lost * 100 > self.of * u64::from(percent)
+    }
+}
+
+/// The fate of one message, over all its records.
+#[derive(Default)]
+struct Fate {
+    alive: bool,
+    /// The last of its records to go: when, whether it was settled, whether it is expired.
+    went: i64,
+    settled: bool,
+    kept: bool,
+}
+
+/// Looks through an index.
+pub fn survey(index: &Index, times: &Times<'_>) -> Result<Need> {
+    let mut need = Need::default();
+    let mut fates: HashMap<Guid, Fate> = HashMap::new();
+    for mailbox in index.mailboxes(true)? {
+        let edge = times.edge_of(&mailbox.mboxname);
+        mailbox_need(index, &mailbox, edge, times.now, &mut need, &mut fates)?;
+    }
+    for (guid, fate) in fates {
+        if fate.alive || fate.settled {
+            need.loss.of += 1;
+        }
+        if !fate.alive && fate.settled {
+            need.loss.lost += 1;
+            need.loss.now += u64::from(!fate.kept);
+        }
+        if fate.alive || fate.kept {
+            need.messages.insert(guid);
+        }
+    }
+    others(index, times, &mut need)?;
+    Ok(need)
+}
+
+fn mailbox_need(
+    index: &Index,
+    mailbox: &MailboxRow,
+    edge: Option<i64>,
+    now: Timestamp,
+    need: &mut Need,
+    fates: &mut HashMap<Guid, Fate>,
+) -> Result<()> {
+    if expired(mailbox.deleted, edge) {
+        need.expired_mailboxes += 1;
+        need.note(mailbox.deleted);
+    } else {
+        need.later(mailbox.deleted, edge, now);
+    }
+    // With a short retention a message is settled when it has outlived that.
+    let settled = edge.map_or(SETTLED, |edge| (now.0 - edge).min(SETTLED));
+    index.keep_rows(mailbox.id, &mut |row| {
+        let fate = fates.entry(row.guid).or_default();
+        let Some(when) = went(row.expunged, mailbox.deleted) else {
+            fate.alive = true;
+            return;
+        };
+        let born = row.arrived.min(row.internaldate);
+        if when >= fate.went {
+            fate.went = when;
+            fate.settled = when - born >= settled;
+        }
+        if expired(Some(when), edge) {
+            need.expired_records += 1;
+            need.note(Some(when));
+        } else {
+            fate.kept = true;
+            need.later(Some(when), edge, now);
+        }
+    })
+}
+
+fn others(index: &Index, times: &Times<'_>, need: &mut Need) -> Result<()> {
+    let edge = times.edge();
+    let ended = index
+        .lasting_subscriptions()?
+        .into_iter()
+        .chain(index.lasting_quotas()?)
+        .chain(index.lasting_scripts()?)
+        .chain(index.lasting_annotations()?.into_iter().map(|(_, _, l)| l));
+    for ended in ended.filter_map(|l| l.ended) {
+        if expired(Some(ended), edge) {
+            need.expired_others += 1;
+            need.note(Some(ended));
+        } else {
+            need.later(Some(ended), edge, times.now);
+        }
+    }
+    Ok(())
+}
+
+impl Need {
+    /// Something that went then has expired.
+    fn note(&mut self, when: Option<i64>) {
+        self.last_expired = self.last_expired.max(when);
+        self.first_expired = match (self.first_expired, when) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+    }
+
+    /// Something that went then will expire.
+    fn later(&mut self, when: Option<i64>, edge: Option<i64>, now: Timestamp) {
+        if let (Some(when), Some(edge)) = (when, edge) {
+            let due = when.saturating_add(now.0.saturating_sub(edge));
+            self.next = Some(self.next.map_or(due, |next| next.min(due)));
+        }
+    }
+
+    /// All that has expired.
+    pub fn expired(&self) -> u64 {
+        self.expired_records + self.expired_mailboxes + self.expired_others
+    }
+}

@@ -1,0 +1,302 @@
+//! What is done with each member of a log. Pure: numbers in, steps out.
+//!
+//! A log is seen as three stretches: what is before the state, of which only bodies are needed; the
+//! state itself, as compaction stated it; and the changes since. Members that compaction wrote and
+//! that hold little waste are spliced; others are written anew, neighbours together; what holds
+//! nothing that is needed goes.
+
+/// A member, as the index and its header know it.
+#[derive(Clone, Debug, Default)]
+pub struct Member {
+    /// Its number.
+    pub id: i64,
+    /// Compressed bytes.
+    pub length: u64,
+    /// Plain bytes.
+    pub plain: u64,
+    /// Plain bytes of the bodies in it that are needed.
+    pub kept: u64,
+    /// Whether compaction wrote it.
+    pub compacted: bool,
+    /// Whether nothing but bodies stands in it.
+    pub bodies_only: bool,
+    /// Whether a body stands in it.
+    pub has_bodies: bool,
+}
+
+/// Where the stretches begin and end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stretches {
+    /// The first and last chunk of the old state, if there is one.
+    pub state: Option<(i64, i64)>,
+    /// The last chunk that goes into a new state; `None`: the old one stays, if any.
+    pub advance: Option<i64>,
+    /// Chunks of the last compaction that say something about that file only.
+    pub about: [i64; 2],
+}
+
+/// How large members shall be, and when something is done about them.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Plain bytes below which neighbours are joined; 0: as it pays.
+    pub min: u64,
+    /// Plain bytes above which a member goes on in a further one.
+    pub max: u64,
+    /// All waste goes, and everything is deflated anew.
+    pub force: bool,
+}
+
+/// What is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// These members, by their places in the list, are copied byte for byte.
+    Splice(usize),
+    /// These are written anew: their bodies, and with `true` all other lines.
+    Rewrite(Vec<usize>, bool),
+    /// The state is stated anew.
+    State,
+}
+
+/// The plan and what it comes to.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// In the order of the new log.
+    pub steps: Vec<Step>,
+    /// Plain bytes that go.
+    pub freed_plain: u64,
+    /// About so many compressed bytes go.
+    pub freed: u64,
+    /// Members that are dropped.
+    pub dropped: u64,
+    /// Members that are written anew.
+    pub rewritten: u64,
+    /// Their compressed bytes.
+    pub rewritten_bytes: u64,
+    /// Small members that are joined.
+    pub joined: u64,
+    /// Compressed bytes of members that were never compacted.
+    pub fresh_bytes: u64,
+    /// Compressed bytes of all.
+    pub bytes: u64,
+}
+
+/// A member with more waste than one part in this is written anew.
+const WASTE: u64 = 5;
+/// A member below this many plain bytes is small.
+const SMALL: u64 = 64 * 1024;
+/// What is saved by joining a small member, in bytes.
+const JOIN_GAIN: u64 = 4096;
+/// What deflating anew saves: one part in this.
+const LEVEL_GAIN: u64 = 10;
+/// A run pays if it saves one part in this of the log.
+const PAYS: u64 = 50;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Drop,
+    Splice,
+    Rewrite,
+}
+
+impl Plan {
+    /// Whether it is worth copying the whole log. `threshold`: so many members at the least must be
+    /// concerned.
+    pub fn pays(&self, threshold: u64) -> bool {
+        let gain = self.freed + self.joined * JOIN_GAIN + self.fresh_bytes / LEVEL_GAIN;
+        let concerned = self.dropped + self.rewritten;
+        concerned >= threshold.max(1) && gain.saturating_mul(PAYS) >= self.bytes
+    }
+}
+
+/// Makes the plan.
+pub fn plan(members: &[Member], stretches: &Stretches, sizes: &Sizes) -> Plan {
+    let mut out = Plan::default();
+    let end = stretches.advance.or(stretches.state.map(|s| s.0 - 1));
+    let is_state = |m: &Member| {
+        stretches
+            .state
+            .is_some_and(|(a, b)| (a..=b).contains(&m.id))
+    };
+    let before = |m: &Member| end.is_some_and(|end| m.id <= end);
+    let fates: Vec<Fate> = members
+        .iter()
+        .map(|m| {
+            if stretches.about.contains(&m.id) && m.compacted && !m.has_bodies {
+                return Fate::Drop;
+            }
+            if is_state(m) {
+                return match stretches.advance {
+                    Some(_) => Fate::Drop,
+                    None => Fate::Splice,
+                };
+            }
+            fate(m, before(m), sizes)
+        })
+        .collect();
+    let mut groups = Groups::new(members, sizes);
+    let mut stated = stretches.advance.is_none();
+    for (at, m) in members.iter().enumerate() {
+        out.bytes += m.length;
+        let before = before(m);
+        if !before && !stated {
+            groups.settle();
+            groups.steps.push(Step::State);
+            stated = true;
+        }
+        if !m.compacted {
+            out.fresh_bytes += m.length;
+        }
+        let waste = match fates.get(at) {
+            Some(Fate::Drop) => m.plain,
+            Some(Fate::Rewrite) if before => m.plain.saturating_sub(m.kept),
+            Some(Fate::Rewrite) if m.bodies_only => m.plain.saturating_sub(m.kept),
+            _ => 0,
+        };
+        let about = stretches.about.contains(&m.id) || is_state(m);
+        if !about {
+            out.freed_plain += waste;
+            out.freed += scaled(waste, m.length, m.plain);
+        }
+        match fates.get(at) {
+            Some(Fate::Drop) if about => {}
+            Some(Fate::Drop) => out.dropped += 1,
+            Some(Fate::Rewrite) => {
+                if m.plain < SMALL {
+                    out.joined += 1;
+                }
+                groups.rewrite(at, !before);
+            }
+            _ => groups.splice(at, !before && !is_state(m), is_state(m)),
+        }
+    }
+    groups.settle();
+    if !stated {
+        groups.steps.push(Step::State);
+    }
+    for step in &groups.steps {
+        if let Step::Rewrite(group, _) = step {
+            out.rewritten += group.len() as u64;
+            let length = |at: &usize| members.get(*at).map_or(0, |m| m.length);
+            out.rewritten_bytes += group.iter().map(length).sum::<u64>();
+        }
+    }
+    out.steps = groups.steps;
+    out
+}
+
+/// Compressed bytes for some of a member's plain ones.
+fn scaled(plain: u64, length: u64, of: u64) -> u64 {
+    (u128::from(plain) * u128::from(length) / u128::from(of.max(1))) as u64
+}
+
+fn fate(m: &Member, before: bool, sizes: &Sizes) -> Fate {
+    if before && m.kept == 0 {
+        return Fate::Drop;
+    }
+    if !m.compacted || sizes.force {
+        return Fate::Rewrite;
+    }
+    if m.bodies_only {
+        let waste = m.plain.saturating_sub(m.kept);
+        return match waste {
+            _ if m.kept == 0 => Fate::Drop,
+            waste if waste * WASTE > m.plain => Fate::Rewrite,
+            _ => Fate::Splice,
+        };
+    }
+    match before || m.has_bodies {
+        true => Fate::Rewrite,
+        false => Fate::Splice,
+    }
+}
+
+/// Collects neighbours.
+struct Groups<'a> {
+    members: &'a [Member],
+    sizes: &'a Sizes,
+    steps: Vec<Step>,
+    /// The group being collected, whether its lines are kept, and its size.
+    open: Option<(Vec<usize>, bool, u64)>,
+    /// Spliced members behind the last step that may still be joined; of the same stretch.
+    loose: Vec<(usize, bool)>,
+}
+
+impl<'a> Groups<'a> {
+    fn new(members: &'a [Member], sizes: &'a Sizes) -> Groups<'a> {
+        Groups {
+            members,
+            sizes,
+            steps: Vec::new(),
+            open: None,
+            loose: Vec::new(),
+        }
+    }
+
+    fn plain(&self, at: usize, lines: bool) -> u64 {
+        let Some(m) = self.members.get(at) else {
+            return 0;
+        };
+        if lines && !m.bodies_only {
+            m.plain
+        } else {
+            m.kept
+        }
+    }
+
+    fn rewrite(&mut self, at: usize, lines: bool) {
+        let size = self.plain(at, lines);
+        match &mut self.open {
+            Some((group, with, sum)) if *with == lines && *sum + size <= self.sizes.max => {
+                group.push(at);
+                *sum += size;
+            }
+            _ => {
+                self.close();
+                self.open = Some((vec![at], lines, size));
+            }
+        }
+    }
+
+    fn splice(&mut self, at: usize, lines: bool, is_state: bool) {
+        self.close();
+        if is_state {
+            self.keep_loose();
+            self.steps.push(Step::Splice(at));
+        } else {
+            self.loose.push((at, lines));
+        }
+    }
+
+    /// Nothing more is joined to what came so far.
+    fn settle(&mut self) {
+        self.close();
+        self.keep_loose();
+    }
+
+    /// What is loose stays as it is.
+    fn keep_loose(&mut self) {
+        let loose = std::mem::take(&mut self.loose);
+        self.steps
+            .extend(loose.into_iter().map(|(at, _)| Step::Splice(at)));
+    }
+
+    /// Ends the open group. Small members before it are taken in while they are not much larger
+    /// than what comes: so each byte is deflated anew only a few times, however often little comes.
+    fn close(&mut self) {
+        let Some((mut group, lines, mut sum)) = self.open.take() else {
+            return;
+        };
+        while let Some(&(at, with)) = self.loose.last() {
+            let size = self.plain(at, lines);
+            let small = size <= (2 * sum).max(SMALL) || size < self.sizes.min;
+            if with != lines || !small || sum + size > self.sizes.max {
+                break;
+            }
+            self.loose.pop();
+            group.insert(0, at);
+            sum += size;
+        }
+        self.keep_loose();
+        self.steps.push(Step::Rewrite(group, lines));
+    }
+}

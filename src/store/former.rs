@@ -1,0 +1,431 @@
+//! Deleted backups: out of use at once, kept for a time of grace, brought back or removed for good.
+//!
+//! Deleting is two steps under the backup's lock: the files are renamed to
+//! `<log>.deleted.<seconds>` (and `.index` behind that), then one transaction of the catalogue takes
+//! the owner's entry away and enters `%FORMER/<owner>/<id>`. The id is the uniqueid of the INBOX,
+//! else the log's generation. Between the steps the owner's entry names a file that is
+//! missing: whoever meets that calls [`settle`], which does the second step. A writer that had looked
+//! the path up before finds no file there (`store::lock` compares path and inode) and looks again.
+//! So a sync that comes meanwhile begins a new backup, and nothing is ever appended to a deleted one.
+//!
+//! Bringing back is the same in the other order, and refused once the owner has a new backup: an
+//! interruption in between is settled as deleted. Removal unlinks what is beside the log first, the
+//! log after that, the entry last, and so can be begun again.
+//!
+//! Fails with `Locked`, `NotFound`, `Exists`, `Io` and the kinds of the catalogue.
+
+use super::backup::{Backup, Settings};
+use super::catalog::Catalog;
+use super::index::{self, Index};
+use super::lock::{Create, DataLock, Wait};
+use super::reader::{Reader, Stale};
+use super::recover::generation;
+use crate::cyrus::mboxname::{MboxName, Namespace};
+use crate::error::{Error, Kind, Result};
+use crate::util::time::Timestamp;
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How keys of backups begin that are no longer their owner's.
+const FORMER: &str = "%FORMER/";
+/// Between the path of a log and the time at which it was deleted.
+const MARK: &str = ".deleted.";
+
+/// A backup that was deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Former {
+    /// Its key in the catalogue.
+    pub key: String,
+    /// Whose it was.
+    pub owner: String,
+    /// Its log.
+    pub path: PathBuf,
+    /// When it was deleted; `None` if its name does not say: nothing removes it by itself.
+    pub deleted: Option<Timestamp>,
+}
+
+/// What was removed of a backup.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Files, in the order in which they went.
+    pub files: Vec<PathBuf>,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Whether a key is that of a backup which is no longer its owner's.
+pub fn is_former(key: &str) -> bool {
+    key.starts_with(FORMER)
+}
+
+/// The owner in such a key: what stands before the last slash.
+pub fn owner_of(key: &str) -> Option<&str> {
+    let (owner, id) = key.strip_prefix(FORMER)?.rsplit_once('/')?;
+    (!owner.is_empty() && !id.is_empty()).then_some(owner)
+}
+
+/// The path a deleted log had before, and when it was deleted.
+pub fn split(path: &Path) -> Option<(PathBuf, Timestamp)> {
+    let (before, time) = path.to_str()?.rsplit_once(MARK)?;
+    let is_time = !time.is_empty() && time.bytes().all(|b| b.is_ascii_digit());
+    let time = time.parse().ok().filter(|_| is_time)?;
+    Some((before.into(), Timestamp(time)))
+}
+
+/// The deleted backups, of one owner or all, by key.
+pub fn list(catalog: &Catalog, owner: Option<&str>) -> Result<Vec<Former>> {
+    let entries = catalog.list()?.into_iter();
+    let formers = entries.filter_map(|(key, path)| former(key, path));
+    Ok(formers
+        .filter(|f| owner.is_none_or(|o| o == f.owner))
+        .collect())
+}
+
+/// What a catalogue entry says about a deleted backup, if it is of one.
+pub fn former(key: String, path: PathBuf) -> Option<Former> {
+    Some(Former {
+        owner: owner_of(&key)?.to_owned(),
+        deleted: split(&path).map(|(_, time)| time),
+        key,
+        path,
+    })
+}
+
+/// A key for a deleted backup that nothing else has.
+fn key_for(catalog: &Catalog, owner: &str, id: &str, path: &Path) -> Result<String> {
+    let mut taken = HashSet::new();
+    for (key, other) in catalog.list()? {
+        if is_former(&key) && other != path {
+            taken.insert(key);
+        }
+    }
+    Ok(key(owner, id, |key| taken.contains(key)))
+}
+
+/// A key for a deleted backup, with a number behind it if need be.
+pub fn key(owner: &str, id: &str, is_taken: impl Fn(&str) -> bool) -> String {
+    let first = format!("{FORMER}{owner}/{id}");
+    let mut key = first.clone();
+    let mut n = 1;
+    while is_taken(&key) {
+        n += 1;
+        key = format!("{first}.{n}");
+    }
+    key
+}
+
+/// What a log is called behind its owner: by its INBOX, else by its generation, else by nothing
+/// that could be known.
+fn id_of(index: Option<&Index>, path: &Path, ns: &Namespace) -> String {
+    let inbox = |index: &Index| -> Result<Option<String>> {
+        let boxes = index.mailboxes(true)?;
+        let is_inbox = |name: &str| MboxName::parse(name, ns).is_ok_and(|n| n.is_inbox());
+        let mut found = boxes.iter().filter(|b| is_inbox(&b.mboxname));
+        let live = found.clone().find(|b| b.deleted.is_none());
+        Ok(live.or_else(|| found.next()).map(|b| b.uniqueid.clone()))
+    };
+    let clean = |id: &String| !id.is_empty() && !id.contains('/') && !id.contains(char::is_control);
+    let named = index.and_then(|index| inbox(index).ok().flatten());
+    named
+        .filter(clean)
+        .or_else(|| generation(&File::open(path).ok()?).ok().flatten())
+        .unwrap_or_else(|| "unknown".into())
+}
+
+/// Deletes a backup: it is no longer its owner's. Waits for its lock as told.
+pub fn delete(
+    catalog: &Catalog,
+    key: &str,
+    wait: Wait,
+    settings: Settings,
+    ns: &Namespace,
+    now: Timestamp,
+) -> Result<Former> {
+    let missing = || Error::new(Kind::NotFound, "no backup").for_user(key);
+    if is_former(key) {
+        return Err(Error::new(Kind::Usage, "it is deleted already").for_user(key));
+    }
+    let path = catalog.lookup(key)?.ok_or_else(missing)?;
+    let (id, lock) = match Backup::open(&path, key, wait, Create::No, settings) {
+        Ok(backup) => {
+            let id = id_of(Some(backup.index()), &path, ns);
+            (id, backup.into_lock()?)
+        }
+        // What does not read is deleted as it is.
+        Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NeedsReindex | Kind::Db) => (
+            id_of(None, &path, ns),
+            DataLock::acquire(&path, wait, Create::No)?,
+        ),
+        Err(e) if e.kind() == Kind::NotFound => {
+            return match settle(catalog, key, &path, ns)? {
+                Some(former) => Ok(former),
+                None => Err(e.for_user(key)),
+            };
+        }
+        Err(e) => return Err(e.for_user(key)),
+    };
+    still(catalog, key, &path)?;
+    let mut time = now.0;
+    let to = loop {
+        let to = with(&path, &format!("{MARK}{time}"));
+        let taken = to.try_exists();
+        if !taken.map_err(|e| Error::io("cannot look at", e).at(&to))? {
+            break to;
+        }
+        time += 1;
+    };
+    rename_both(&path, &to)?;
+    let former = enter(catalog, key, &id, &path, &to)?;
+    drop(lock);
+    log::info!("backup deleted user=<{key}> filename=<{}>", to.display());
+    Ok(former)
+}
+
+/// The second step of a deletion.
+fn enter(catalog: &Catalog, owner: &str, id: &str, from: &Path, to: &Path) -> Result<Former> {
+    let key = key_for(catalog, owner, id, to)?;
+    catalog.exchange(
+        &[(owner, Some(from))],
+        &[(owner.to_owned(), None), (key.clone(), Some(to.to_owned()))],
+    )?;
+    former(key, to.to_owned()).ok_or_else(|| Error::new(Kind::Internal, "a key without an owner"))
+}
+
+/// Whether the catalogue names the file that we have locked.
+fn still(catalog: &Catalog, key: &str, path: &Path) -> Result<()> {
+    if catalog.lookup(key)?.as_deref() == Some(path) {
+        return Ok(());
+    }
+    let e = Error::new(Kind::Locked, "the backup has moved meanwhile: try again");
+    Err(e.for_user(key))
+}
+
+/// Ends a deletion that was interrupted, when the file that the entry of `key` names is missing. What
+/// became of it; `None` if that is not the reason.
+pub fn settle(catalog: &Catalog, key: &str, path: &Path, ns: &Namespace) -> Result<Option<Former>> {
+    if is_former(key) {
+        return Ok(None);
+    }
+    for to in siblings(path, MARK)? {
+        if split(&to).is_none_or(|(before, _)| before != path) {
+            continue;
+        }
+        // Who deletes it, or brings it back, just now, holds it.
+        let lock = match DataLock::acquire(&to, Wait::For(Duration::from_secs(5)), Create::No) {
+            Err(e) if e.kind() == Kind::NotFound => return Ok(None),
+            lock => lock?,
+        };
+        let is_there = path.try_exists();
+        if is_there.map_err(|e| Error::io("cannot look at", e).at(path))?
+            || catalog.lookup(key)?.as_deref() != Some(path)
+        {
+            return Ok(None);
+        }
+        let reader = Reader::open(&to, Stale::Refuse).ok();
+        let id = id_of(reader.as_ref().map(Reader::index), &to, ns);
+        drop(reader);
+        let left = index::path_of(path);
+        if left.exists() {
+            index::remove(&left)?;
+        }
+        let former = enter(catalog, key, &id, path, &to)?;
+        drop(lock);
+        log::warn!(
+            "interrupted deletion finished user=<{key}> filename=<{}>",
+            to.display()
+        );
+        return Ok(Some(former));
+    }
+    Ok(None)
+}
+
+/// Brings a deleted backup back to its owner, who must have no other. Its log's path then.
+pub fn undo(catalog: &Catalog, former: &Former, wait: Wait) -> Result<PathBuf> {
+    let (path, _) = split(&former.path)
+        .ok_or_else(|| Error::new(Kind::NotFound, "it was not deleted here").at(&former.path))?;
+    let lock = DataLock::acquire(&former.path, wait, Create::No)?;
+    still(catalog, &former.key, &former.path)?;
+    let taken = path.try_exists();
+    if taken.map_err(|e| Error::io("cannot look at", e).at(&path))? {
+        return Err(Error::new(Kind::Exists, "its former place is taken").at(&path));
+    }
+    let owner = former.owner.as_str();
+    let changes = [
+        (former.key.clone(), None),
+        (owner.to_owned(), Some(path.clone())),
+    ];
+    catalog
+        .exchange(&[(owner, None)], &changes)
+        .map_err(|e| match e.kind() {
+            Kind::Changed => {
+                let why = format!("a sync has begun a new backup of {owner} since it was deleted");
+                Error::new(Kind::Exists, why)
+            }
+            _ => e,
+        })?;
+    rename_both(&former.path, &path)?;
+    drop(lock);
+    log::info!(
+        "backup brought back user=<{owner}> filename=<{}>",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// Removes for good the deleted backups whose time of grace is over; hands each to `tell`. One that
+/// fails does not keep the others.
+pub fn expire(
+    catalog: &Catalog,
+    grace: Duration,
+    now: Timestamp,
+    tell: &mut dyn FnMut(&Former, Result<Removed>) -> Result<()>,
+) -> Result<()> {
+    let grace = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
+    for former in list(catalog, None)? {
+        let over = former.deleted.map(|t| t.0.saturating_add(grace));
+        if over.is_some_and(|t| t <= now.0) {
+            tell(&former, remove(catalog, &former, Wait::No))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a deleted backup for good, with all that was kept beside its log.
+pub fn remove(catalog: &Catalog, former: &Former, wait: Wait) -> Result<Removed> {
+    let path = &former.path;
+    let mut removed = Removed::default();
+    match DataLock::acquire(path, wait, Create::No) {
+        Ok(lock) => {
+            still(catalog, &former.key, path)?;
+            let mut files = siblings(path, "")?;
+            if let Some((before, _)) = split(path) {
+                // Damaged copies and the like were named after the log before it was deleted. If
+                // that name is in use again, they are not ours.
+                if !before.exists() {
+                    files.extend(siblings(&before, ".")?);
+                }
+            }
+            files.sort();
+            files.dedup();
+            // The log last: as long as it is there, this can be begun again.
+            files.retain(|f| f != path && split(f).is_none());
+            files.push(path.clone());
+            for file in files {
+                removed.unlink(file)?;
+            }
+            sync_folder(path)?;
+            drop(lock);
+        }
+        Err(e) if e.kind() == Kind::NotFound && path.parent().is_some_and(Path::is_dir) => {}
+        Err(e) => return Err(e.for_user(&former.key)),
+    }
+    catalog.remove(&former.key)?;
+    log::info!(
+        "deleted backup removed user=<{}> filename=<{}> files={} bytes={}",
+        former.owner,
+        path.display(),
+        removed.files.len(),
+        removed.bytes
+    );
+    Ok(removed)
+}
+
+impl Removed {
+    fn unlink(&mut self, file: PathBuf) -> Result<()> {
+        let bytes = fs::metadata(&file).map_or(0, |m| m.len());
+        match fs::remove_file(&file) {
+            Ok(()) => {
+                self.bytes += bytes;
+                self.files.push(file);
+                Ok(())
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::io("cannot remove", e).at(&file)),
+        }
+    }
+}
+
+/// The path with something behind it.
+fn with(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Files in a log's folder whose names are the log's with `suffix` and anything behind; by name.
+pub(super) fn siblings(path: &Path, suffix: &str) -> Result<Vec<PathBuf>> {
+    let start = with(path, suffix);
+    let (Some(folder), Some(start)) = (path.parent(), start.file_name()) else {
+        return Ok(Vec::new());
+    };
+    let fail = |e| Error::io("cannot read folder", e).at(folder);
+    let mut out = Vec::new();
+    let entries = match fs::read_dir(folder) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(out),
+        entries => entries.map_err(fail)?,
+    };
+    for entry in entries {
+        let name = entry.map_err(fail)?.file_name();
+        let is = name
+            .as_encoded_bytes()
+            .starts_with(start.as_encoded_bytes());
+        if is && name != start {
+            out.push(folder.join(name));
+        }
+    }
+    out.sort();
+    Ok(out)
+}
+
+/// Renames a log and its index, at rest under the lock. An index that is not at rest is removed: it
+/// can be made again.
+fn rename_both(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(|e| Error::io("cannot rename", e).at(from))?;
+    let (index, new) = (index::path_of(from), index::path_of(to));
+    let wal = fs::metadata(with(&index, "-wal")).map_or(0, |m| m.len());
+    if wal == 0 && index.exists() {
+        fs::rename(&index, &new).map_err(|e| Error::io("cannot rename", e).at(&index))?;
+    }
+    index::remove(&index)?;
+    sync_folder(to)
+}
+
+/// Makes the names in the folder of a file durable.
+pub(super) fn sync_folder(path: &Path) -> Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    File::open(folder)
+        .and_then(|f| f.sync_all())
+        .map_err(|e| Error::io("cannot sync folder", e).at(folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_names_tell() {
+        assert_eq!(owner_of("%FORMER/anna/u1"), Some("anna"));
+        assert_eq!(owner_of("%FORMER/a/b/u1"), Some("a/b"));
+        assert_eq!(owner_of("%FORMER/%SHARED//team/g"), Some("%SHARED//team"));
+        for bad in ["anna", "%FORMER/anna", "%FORMER//u", "%FORMER/anna/"] {
+            assert_eq!(owner_of(bad), None, "{bad}");
+        }
+        let split = |p: &str| split(Path::new(p)).map(|(p, t)| (p.display().to_string(), t.0));
+        assert_eq!(
+            split("/b/a/anna_x.deleted.17"),
+            Some(("/b/a/anna_x".into(), 17))
+        );
+        for bad in [
+            "/b/a/anna_x",
+            "/b/a/anna_x.deleted.",
+            "/b/a/anna_x.deleted.1x",
+            "/b/a/anna_x.deleted.17.index",
+            "/b/a/anna_x.damaged.17",
+        ] {
+            assert_eq!(split(bad), None, "{bad}");
+        }
+    }
+}

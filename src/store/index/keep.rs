@@ -1,0 +1,197 @@
+//! What compaction asks of an index, and how it takes over rows that its log already proves.
+
+use super::Index;
+use crate::cyrus::guid::Guid;
+use crate::error::Result;
+use rusqlite::params;
+
+/// A record as far as keeping or dropping it goes.
+#[derive(Clone, Copy, Debug)]
+pub struct KeepRow {
+    /// Its message.
+    pub guid: Guid,
+    /// When we heard that it was expunged.
+    pub expunged: Option<i64>,
+    /// When it came to us.
+    pub arrived: i64,
+    /// IMAP's internal date.
+    pub internaldate: i64,
+}
+
+/// A state of a script, a subscription or the like, as it was stated and ended.
+#[derive(Clone, Debug)]
+pub struct Lasting {
+    /// What tells it apart: a file name, a mailbox, a quota root.
+    pub name: String,
+    /// Its value as stored.
+    pub value: Vec<u8>,
+    /// When it was stated.
+    pub time: i64,
+    /// When it ended.
+    pub ended: Option<i64>,
+}
+
+impl Index {
+    /// Forgets everything but chunks, bodies and what tells whose index it is.
+    pub(super) fn forget(&self) -> Result<()> {
+        // Mailboxes first: a trigger would put them in doubt for each record.
+        for table in [
+            "mailbox",
+            "record",
+            "resync",
+            "subscription",
+            "seen",
+            "sieve",
+            "sieve_active",
+            "quota",
+            "annotation",
+        ] {
+            self.run(&format!("DELETE FROM {table}"))?;
+        }
+        Ok(())
+    }
+
+    /// Sets what a stated mailbox's line does not tell.
+    pub(super) fn stated(
+        &self,
+        id: i64,
+        created: i64,
+        changed: i64,
+        deleted: Option<i64>,
+    ) -> Result<()> {
+        self.conn
+            .prepare_cached(
+                "UPDATE mailbox SET created = ?2, changed = ?3, deleted = ?4 WHERE id = ?1",
+            )
+            .and_then(|mut s| s.execute(params![id, created, changed, deleted]))
+            .map_err(|e| self.error(e))?;
+        Ok(())
+    }
+
+    /// Hands all records of a mailbox to `each`, of every epoch.
+    pub fn keep_rows(&self, mailbox_id: i64, each: &mut dyn FnMut(KeepRow)) -> Result<()> {
+        let mut statement = self
+            .conn
+            .prepare_cached(
+                "SELECT guid, expunged, arrived, internaldate FROM record WHERE mailbox_id = ?1",
+            )
+            .map_err(|e| self.error(e))?;
+        let mut rows = statement.query([mailbox_id]).map_err(|e| self.error(e))?;
+        while let Some(row) = rows.next().map_err(|e| self.error(e))? {
+            let read = || -> rusqlite::Result<KeepRow> {
+                Ok(KeepRow {
+                    guid: Guid(row.get(0)?),
+                    expunged: row.get(1)?,
+                    arrived: row.get(2)?,
+                    internaldate: row.get(3)?,
+                })
+            };
+            each(read().map_err(|e| self.error(e))?);
+        }
+        Ok(())
+    }
+
+    /// Takes over the bodies of a chunk of the index attached as `live` (`create_over` does not
+    /// attach one here: see [`Index::attach`]), as those of chunk `to`.
+    pub fn take_bodies(&self, from: i64, to: i64) -> Result<()> {
+        self.conn
+            .prepare_cached(
+                "INSERT INTO message (guid, chunk_id, offset, size, partition, time,
+                    from_, to_, cc, subject, message_id, date)
+                 SELECT guid, ?2, offset, size, partition, time,
+                    from_, to_, cc, subject, message_id, date
+                 FROM old.message WHERE chunk_id = ?1
+                 ON CONFLICT (guid) DO UPDATE SET chunk_id = excluded.chunk_id,
+                    offset = excluded.offset, size = excluded.size,
+                    partition = excluded.partition, time = excluded.time",
+            )
+            .and_then(|mut s| s.execute([from, to]))
+            .map_err(|e| self.error(e))?;
+        Ok(())
+    }
+
+    /// Attaches another index, to take bodies over from. Not inside a transaction.
+    pub fn attach(&self, other: &std::path::Path) -> Result<()> {
+        self.conn
+            .execute("ATTACH ?1 AS old", [super::uri(other, "mode=ro")])
+            .map_err(|e| self.error(e))?;
+        Ok(())
+    }
+
+    /// Lets go of the other index.
+    pub fn detach(&self) -> Result<()> {
+        self.run("DETACH old")
+    }
+
+    /// Subscriptions, ended ones too, by name.
+    pub fn lasting_subscriptions(&self) -> Result<Vec<Lasting>> {
+        self.lasting("SELECT mboxname, x'', time, unsubscribed FROM subscription ORDER BY mboxname")
+    }
+
+    /// Quota roots, removed ones too, by name.
+    pub fn lasting_quotas(&self) -> Result<Vec<Lasting>> {
+        self.lasting("SELECT root, value, time, removed FROM quota ORDER BY root")
+    }
+
+    /// Seen states by mailbox.
+    pub fn lasting_seen(&self) -> Result<Vec<Lasting>> {
+        self.lasting("SELECT uniqueid, value, time, NULL FROM seen ORDER BY uniqueid")
+    }
+
+    /// Versions of scripts, the oldest first.
+    pub fn lasting_scripts(&self) -> Result<Vec<Lasting>> {
+        self.lasting("SELECT filename, content, time, deleted FROM sieve ORDER BY id")
+    }
+
+    fn lasting(&self, sql: &str) -> Result<Vec<Lasting>> {
+        self.all(sql, [], |r| {
+            Ok(Lasting {
+                name: r.get(0)?,
+                value: r.get(1)?,
+                time: r.get(2)?,
+                ended: r.get(3)?,
+            })
+        })
+    }
+
+    /// LAST_UPDATE of the scripts, in the same order as [`Index::lasting_scripts`].
+    pub fn script_updates(&self) -> Result<Vec<i64>> {
+        self.all("SELECT last_update FROM sieve ORDER BY id", [], |r| {
+            r.get(0)
+        })
+    }
+
+    /// Which script is active (`None`: none), and since when it is so.
+    pub fn active_since(&self) -> Result<Option<(Option<String>, i64)>> {
+        self.one("SELECT filename, time FROM sieve_active", [], |r| {
+            Ok((r.get(0)?, r.get(1)?))
+        })
+    }
+
+    /// Annotations outside mailboxes: mailbox, entry, userid, and the rest.
+    pub fn lasting_annotations(&self) -> Result<Vec<(String, String, Lasting)>> {
+        self.all(
+            "SELECT mboxname, entry, userid, value, time, removed FROM annotation
+             ORDER BY mboxname, entry, userid",
+            [],
+            |r| {
+                let lasting = Lasting {
+                    name: r.get(0)?,
+                    value: r.get(3)?,
+                    time: r.get(4)?,
+                    ended: r.get(5)?,
+                };
+                Ok((r.get(1)?, r.get(2)?, lasting))
+            },
+        )
+    }
+
+    /// Marked mailboxes: uniqueid, level, reason, since when.
+    pub fn marks_since(&self) -> Result<Vec<(String, i64, String, i64)>> {
+        self.all(
+            "SELECT uniqueid, level, why, time FROM resync ORDER BY uniqueid",
+            [],
+            |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)),
+        )
+    }
+}

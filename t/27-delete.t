@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+"""A whole backup is deleted, brought back, removed after its grace, erased; with syncs of
+the real sync_client in between, and interrupted at each step."""
+
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
+from cyrusrig import *
+
+
+def setup():
+    if RECEIVER != "ours":
+        raise Skip("not for receiver %s" % RECEIVER)
+    return start_rig({"backup_delete_grace": "30d"})
+
+
+def made(rig, user, count=5):
+    rig.cyrus.user(user)
+    with rig.cyrus.imap(user) as imap:
+        imap.fill("INBOX", [message("%s%d" % (user, n), to=user) for n in range(count)])
+    rig.sync("-u", user)
+
+
+def names(rig, *words):
+    return [b["userid"] for b in rig.to.json("list", *words)["backups"]]
+
+
+def deleted(rig, user):
+    return [b for b in rig.to.json("list", "--deleted")["backups"] if b["userid"] == user]
+
+
+def asked(rig, *words, code=0):
+    done = rig.to.tool(*words)
+    expect_equal(done.code, code, "status of %s" % " ".join(words))
+    return done.out + done.err
+
+
+@case("deleted: not live, listed with its time, and brought back whole")
+def there_and_back(rig):
+    made(rig, "anna")
+    path = rig.to.data_file("anna")
+    said = asked(rig, "delete", "anna")
+    expect("anna: deleted: kept until" in said and "%FORMER/anna/" in said, "what is said", [said])
+    expect("anna" not in names(rig), "not listed as live")
+    expect("no backup" in asked(rig, "stat", "anna", code=1), "unknown to other commands")
+    one = deleted(rig, "anna")[0]
+    expect_equal(one["until"] - one["deleted"], 30 * 86400, "grace")
+    expect(one["key"].startswith("%FORMER/anna/") and one["path"] == rig.to.data_file(one["key"]), "its key", [str(one)])
+    held = rig.to.json("messages", one["key"])["messages"]
+    expect_equal(len(held), 5, "messages of the deleted one, by its key")
+    expect("deleted already" in asked(rig, "delete", one["key"], code=64), "not twice")
+    expect("0 findings" in asked(rig, "rescan"), "nothing to complain about")
+    asked(rig, "delete", "--undo", "anna")
+    expect_equal(rig.to.data_file("anna"), path, "its old place")
+    rig.whole("anna")
+    rig.sync("-u", "anna")
+    expect_equal(deleted(rig, "anna"), [], "deleted ones left")
+
+
+@case("a sync in between begins a new backup: nothing is mixed, undo is refused")
+def sync_between(rig):
+    made(rig, "bert")
+    old = rig.to.data_file("bert")
+    size = os.path.getsize(old)
+    asked(rig, "delete", "bert")
+    gone = deleted(rig, "bert")[0]
+    with rig.cyrus.imap("bert") as imap:
+        imap.append("INBOX", message("new", to="bert"))
+    rig.sync("-u", "bert")
+    rig.whole("bert")
+    expect(rig.to.data_file("bert") != old, "a new file")
+    expect_equal(os.path.getsize(gone["path"]), size, "the deleted log is as it was")
+    said = asked(rig, "delete", "--undo", "bert", code=1)
+    expect("a sync has begun a new backup of bert" in said, "why not", [said])
+    # Both are deleted now; the last one comes back first.
+    asked(rig, "delete", "bert")
+    expect_equal(len(deleted(rig, "bert")), 2, "deleted backups")
+    asked(rig, "delete", "--undo", gone["key"])
+    rig.sync("-u", "bert", attempts=2)
+    rig.whole("bert")
+    expect_equal(len(deleted(rig, "bert")), 1, "the other one is left")
+
+
+@case("while a session has it open it is locked; -w waits")
+def held(rig):
+    made(rig, "carl")
+    wire = rig.to.csync()
+    try:
+        wire.command("GET USER", "carl")
+        wire.command("APPLY SUB", {"USERID": "carl", "MBOXNAME": "user.carl"})
+        said = asked(rig, "delete", "carl", code=75)
+        expect("locked: held by process" in said, "by whom", [said])
+    finally:
+        wire.close()
+    asked(rig, "delete", "-w", "carl")
+    expect_equal(len(deleted(rig, "carl")), 1, "deleted")
+
+
+def age(rig, key, days):
+    """Makes a deleted backup look older: its name tells its age."""
+    path = rig.to.data_file(key)
+    base, _mark, when = path.rpartition(".deleted.")
+    new = "%s.deleted.%d" % (base, int(when) - days * 86400)
+    for suffix in ("", ".index"):
+        if os.path.exists(path + suffix):
+            os.rename(path + suffix, new + suffix)
+    run_command(["/usr/lib/cyrus/bin/cyr_dbtool", "-C", rig.to.conf, rig.to.tree + "/conf/backups.db", "twoskip", "set", key, new])
+    return new
+
+
+@case("after its grace it is removed with all that was beside it, and nothing else is")
+def expired(rig):
+    made(rig, "dora")
+    made(rig, "emil")
+    live = rig.to.data_file("emil")
+    path = rig.to.data_file("dora")
+    aside = [path + ".damaged.1795442465123", path + ".1795442465"]
+    for name in aside:
+        with open(name, "w") as file:
+            file.write("mail")
+    asked(rig, "delete", "dora", "emil")
+    key = deleted(rig, "dora")[0]["key"]
+    expect_equal(asked(rig, "delete", "--expired"), "", "nothing is old enough")
+    aged = age(rig, key, 31)
+    said = asked(rig, "delete", "--expired")
+    expect("%s: removed: 4 files" % key in said, "what is said", [said])
+    left = [n for n in os.listdir(os.path.dirname(path)) if n.startswith(os.path.basename(path))]
+    expect_equal(left, [], "files left of it")
+    expect(not os.path.exists(aged) and rig.to.data_file(key) is None, "no entry is left")
+    asked(rig, "delete", "--undo", "emil")
+    expect_equal(rig.to.data_file("emil"), live, "the younger one came back")
+    rig.whole("emil")
+
+
+@case("interrupted between its steps: the next sync finishes it and begins a new backup")
+def interrupted(rig):
+    made(rig, "fred")
+    path = rig.to.data_file("fred")
+    gone = "%s.deleted.%d" % (path, time.time())
+    os.rename(path, gone)
+    expect("fred" in asked(rig, "rescan", code=1), "rescan tells")
+    rig.sync("-u", "fred")
+    rig.whole("fred")
+    one = deleted(rig, "fred")
+    expect_equal([o["path"] for o in one], [gone], "the old one is a deleted one")
+    expect(not os.path.exists(path + ".index"), "its old index is gone")
+    expect("0 findings" in asked(rig, "rescan"), "all agree again")
+    # The same, finished by deleting again.
+    made(rig, "gina")
+    path = rig.to.data_file("gina")
+    os.rename(path, path + ".deleted.1795442465")
+    asked(rig, "delete", "gina")
+    expect_equal(len(deleted(rig, "gina")), 1, "finished")
+    # Bringing back was interrupted: the entry is there, the file not yet.
+    one = deleted(rig, "gina")[0]
+    tool = ["/usr/lib/cyrus/bin/cyr_dbtool", "-C", rig.to.conf, rig.to.tree + "/conf/backups.db", "twoskip"]
+    run_command(tool + ["delete", one["key"]])
+    run_command(tool + ["set", "gina", path])
+    rig.sync("-u", "gina")
+    rig.whole("gina")
+    expect_equal([o["path"] for o in deleted(rig, "gina")], [one["path"]], "it stayed deleted")
+
+
+@case("backups.db is lost: rescan knows what was deleted")
+def rescan(rig):
+    made(rig, "hugo")
+    asked(rig, "delete", "hugo")
+    rig.sync("-u", "hugo")
+    before = rig.to.data_files()
+    rig.to.stop()
+    os.unlink(rig.to.tree + "/conf/backups.db")
+    said = asked(rig, "rescan", "--fix")
+    expect(", 0 left" in said, "all is fixed", [said[-400:]])
+    rig.to.start()
+    after = rig.to.data_files()
+    expect_equal(sorted(after.values()), sorted(before.values()), "files with an entry")
+    former = [k for k, path in after.items() if ".deleted." in path]
+    expect(all(k.startswith("%FORMER/") for k in former) and len(former) > 1, "keys of the deleted", former)
+    rig.whole("hugo")
+    rig.sync("-u", "hugo")
+
+
+@case("erased: nothing is left of it, and that is on record")
+def erased(rig):
+    made(rig, "ines")
+    path = rig.to.data_file("ines")
+    asked(rig, "delete", "ines")
+    rig.sync("-u", "ines")
+    second = rig.to.data_file("ines")
+    for name in (path, second):
+        with open(name + ".damaged.1795442465123", "w") as file:
+            file.write("mail")
+    said = asked(rig, "erase", "--whole", "ines")
+    expect("ines: erased: 2 backups, 6 files" in said, "what is said", [said])
+    expect("sends it again" in said, "and what is not reached", [said])
+    for name in (path, second):
+        folder, base = os.path.split(name)
+        expect_equal([n for n in os.listdir(folder) if n.startswith(base)], [], "files left")
+    expect(not any("ines" in key for key in rig.to.data_files()), "no entry is left")
+    with open(rig.to.tree + "/conf/backups.db.erased") as file:
+        expect("user=<ines> backups=2 files=6" in file.read(), "the record")
+    expect("no backup" in asked(rig, "erase", "--whole", "ines", code=1), "not twice")
+    rig.sync("-u", "ines")
+    rig.whole("ines")
+
+
+run(setup, Rig.close)

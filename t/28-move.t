@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+"""A backup moves to another partition and back while the real sync_client goes on; killed
+and interrupted at each step; beside files of others."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
+from cyrusrig import *
+from cyrusrig import sandbox
+
+TWO = temp_dir("cyrusrig-two-")
+
+
+def setup():
+    if RECEIVER != "ours":
+        raise Skip("not for receiver %s" % RECEIVER)
+    return start_rig({"backuppartition-two": TWO, "partition_select_exclude": "two", "backup_lock_wait": "3s"})
+
+
+def made(rig, user, count=5, size=600):
+    rig.cyrus.user(user)
+    with rig.cyrus.imap(user) as imap:
+        imap.fill("INBOX", [message("%s%d" % (user, n), size, to=user) for n in range(count)])
+    rig.sync("-u", user)
+
+
+def move(rig, user, to, code=0):
+    done = rig.to.tool("move", "--to", to, user)
+    expect(done.code == code, "status of move is %s" % code, [str(done)])
+    return done.out + done.err
+
+
+def place(rig, user):
+    return "two" if rig.to.data_file(user).startswith(TWO) else "default"
+
+
+def files_of(rig, user):
+    """All files of the user in both partitions."""
+    out = []
+    for top in (TWO, rig.to.tree + "/backup"):
+        for folder, _dirs, names in os.walk(top):
+            out += [os.path.join(folder, n) for n in names if n.startswith(user + "_")]
+    return sorted(out)
+
+
+def lone(rig, user):
+    """One log, one index, nothing else."""
+    path = rig.to.data_file(user)
+    extra = [f for f in files_of(rig, user) if f not in (path, path + ".index", path + ".index-wal", path + ".index-shm")]
+    expect_equal(extra, [], "other files of %s" % user)
+
+
+def agree(rig):
+    said = rig.to.tool("rescan").out
+    expect(" 0 findings" in said, "rescan", [said])
+
+
+@case("there and back: all of it moves, and syncs go on")
+def there(rig):
+    made(rig, "anna")
+    old = rig.to.data_file("anna")
+    with open(old + ".damaged.1795442465123", "w") as file:
+        file.write("kept aside")
+    said = move(rig, "anna", "two")
+    expect("anna: moved to " + TWO in said and " under the lock" in said, "what is said", [said])
+    new = rig.to.data_file("anna")
+    expect_equal((place(rig, "anna"), os.path.basename(new)), ("two", os.path.basename(old)), "place and name")
+    expect(not os.path.exists(old) and not os.path.exists(old + ".index"), "nothing is left")
+    expect(os.path.exists(new + ".damaged.1795442465123"), "what was set aside came along")
+    os.unlink(new + ".damaged.1795442465123")
+    lone(rig, "anna")
+    rig.whole("anna")
+    with rig.cyrus.imap("anna") as imap:
+        imap.append("INBOX", message("after", to="anna"))
+    rig.sync("-u", "anna")
+    rig.whole("anna")
+    expect("is there already" in move(rig, "anna", "two"), "nothing to do is well")
+    move(rig, "anna", "default")
+    expect_equal(rig.to.data_file("anna"), old, "back in its place")
+    rig.sync("-u", "anna")
+    rig.whole("anna")
+    agree(rig)
+
+
+@case("while mail comes in and is synced all the time")
+def busy(rig):
+    made(rig, "bert", 30, 20000)
+    stop = threading.Event()
+    failed = []
+
+    def deliver():
+        number = 0
+        while not stop.is_set():
+            with rig.cyrus.imap("bert") as imap:
+                imap.append("INBOX", message("busy%d" % number, 3000, to="bert"))
+            number += 1
+            done = rig.cyrus.sync(rig.to, "-u", "bert")
+            if done.code != 0:
+                failed.append(str(done))
+
+    thread = threading.Thread(target=deliver)
+    thread.start()
+    try:
+        moves = 0
+        for n in range(12):
+            done = rig.to.tool("move", "-w", "--to", ("two", "default")[n % 2], "bert")
+            expect_equal(done.code, 0, "status of a move")
+            moves += 1
+            time.sleep(0.2)
+    finally:
+        stop.set()
+        thread.join()
+    expect_equal(failed, [], "syncs that failed")
+    rig.sync("-u", "bert")
+    rig.whole("bert")
+    lone(rig, "bert")
+    agree(rig)
+
+
+@case("who has it open is waited for, and told; nothing has moved then")
+def held(rig):
+    made(rig, "carl")
+    wire = rig.to.csync()
+    try:
+        wire.command("GET USER", "carl")
+        wire.command("APPLY SUB", {"USERID": "carl", "MBOXNAME": "user.carl"})
+        said = move(rig, "carl", "two", code=75)
+        expect("locked: held by process" in said, "by whom", [said])
+        expect_equal(place(rig, "carl"), "default", "place")
+        waiting = subprocess.Popen(
+            sandbox.as_cyrus([rig.to.path, "-C", rig.to.conf, "move", "-w", "--to", "two", "carl"])
+        )
+        time.sleep(0.5)
+        # What comes meanwhile moves, too.
+        wire.command("APPLY SUB", {"USERID": "carl", "MBOXNAME": "user.carl.later"})
+        wire.command("RESTART")
+        expect_equal(waiting.wait(30), 0, "status of the waiting one")
+        wire.command("APPLY UNSUB", {"USERID": "carl", "MBOXNAME": "user.carl.later"})
+    finally:
+        wire.close()
+    expect_equal(place(rig, "carl"), "two", "place")
+    shown = rig.to.json("show", "carl", "subscriptions", "--deleted")["subscriptions"]
+    expect("user.carl.later" in [s["mboxname"] for s in shown], "what came while it waited is there", [str(shown)])
+    lone(rig, "carl")
+
+
+@case("killed at any moment: one of the two is the backup, and the next move ends it")
+def killed(rig):
+    made(rig, "dora", 60, 100000)
+    chance = random.Random(4)
+    counts = {"default": 0, "two": 0}
+    for turn in range(14):
+        there = place(rig, "dora")
+        argv = [rig.to.path, "-C", rig.to.conf, "move", "--to", "default" if there == "two" else "two", "dora"]
+        child = subprocess.Popen(sandbox.as_cyrus(argv), stdout=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(chance.uniform(0, 0.12))
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        child.wait()
+        counts[place(rig, "dora")] += 1
+        if turn % 3 == 0:
+            with rig.cyrus.imap("dora") as imap:
+                imap.append("INBOX", message("turn%d" % turn, to="dora"))
+            rig.sync("-u", "dora")
+        expect(os.path.exists(rig.to.data_file("dora")), "the backup is where backups.db says")
+    diag("ended in: %s" % counts)
+    rig.sync("-u", "dora")
+    rig.whole("dora")
+    for to in ("two", "default"):
+        move(rig, "dora", to)
+    rig.whole("dora")
+    lone(rig, "dora")
+    agree(rig)
+
+
+@case("interrupted at each step, as it lies on disk then")
+def steps(rig):
+    made(rig, "emil")
+    old = rig.to.data_file("emil")
+    new = TWO + "/e/" + os.path.basename(old)
+    sandbox.make_dir(os.path.dirname(new))
+
+    def copy(path, to):
+        shutil.copyfile(path, to)
+        sandbox.owned(to)
+
+    # A part of the copy, and an index that belongs to nothing yet.
+    copy(old, new + ".new")
+    os.truncate(new + ".new", 100)
+    copy(old + ".index", new + ".index")
+    agree(rig)
+    move(rig, "emil", "two")
+    rig.whole("emil")
+    lone(rig, "emil")
+    # The copy has its name, the catalogue does not know it; mail goes on into the old one.
+    copy(new, old)
+    with rig.cyrus.imap("emil") as imap:
+        imap.append("INBOX", message("goes on", to="emil"))
+    rig.sync("-u", "emil")
+    said = rig.to.tool("rescan").out
+    expect("one of several logs" in said and "(a copy of %s)" % new in said, "rescan tells which is a copy", [said])
+    rig.whole("emil")
+    # The catalogue knows the copy, the old files are not removed; backups.db is lost on top.
+    rig.to.stop()
+    os.unlink(rig.to.tree + "/conf/backups.db")
+    rig.to.tool("rescan", "--fix")
+    rig.to.start()
+    expect_equal(rig.to.data_file("emil"), new, "the one that went on is the backup")
+    rig.whole("emil")
+    said = move(rig, "emil", "two")
+    expect("is there already" in said, "already there", [said])
+    lone(rig, "emil")
+    agree(rig)
+    copy(new, old)
+    move(rig, "emil", "default")
+    rig.whole("emil")
+    lone(rig, "emil")
+
+
+@case("another file in its place is left alone")
+def stranger(rig):
+    made(rig, "fred")
+    made(rig, "gina")
+    new = TWO + "/f/" + os.path.basename(rig.to.data_file("fred"))
+    sandbox.make_dir(os.path.dirname(new))
+    shutil.copyfile(rig.to.data_file("gina"), new)
+    sandbox.owned(new)
+    said = move(rig, "fred", "two", code=1)
+    expect("another file lies there: " + new in said, "which", [said])
+    expect(os.path.exists(new) and place(rig, "fred") == "default", "both are where they were")
+    rig.whole("fred")
+    os.unlink(new)
+    expect("no backuppartition-three" in move(rig, "fred", "three", code=78), "unknown partition")
+    expect("no backup" in move(rig, "nobody", "two", code=1), "unknown user")
+
+
+@case("a deleted backup moves, too, and comes back")
+def deleted(rig):
+    made(rig, "hugo")
+    expect_equal(rig.to.tool("delete", "hugo").code, 0, "delete")
+    key = rig.to.json("list", "--deleted")["backups"][0]["key"]
+    move(rig, key, "two")
+    expect_equal(rig.to.tool("delete", "--undo", "hugo").code, 0, "undo")
+    expect_equal(place(rig, "hugo"), "two", "place")
+    rig.sync("-u", "hugo")
+    rig.whole("hugo")
+    agree(rig)
+
+
+run(setup, Rig.close)
