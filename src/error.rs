@@ -140,8 +140,27 @@ impl std::error::Error for Error {
 
 impl From<rusqlite::Error> for Error {
     fn from(e: rusqlite::Error) -> Error {
+        let extended = e.sqlite_error().map(|f| f.extended_code);
         let kind = match e.sqlite_error_code() {
+            // A writer died, and this reader may not play back what it left.
+            Some(rusqlite::ErrorCode::ReadOnly)
+                if matches!(
+                    extended,
+                    Some(
+                        rusqlite::ffi::SQLITE_READONLY_ROLLBACK
+                            | rusqlite::ffi::SQLITE_READONLY_RECOVERY
+                    )
+                ) =>
+            {
+                Kind::NeedsReindex
+            }
             Some(rusqlite::ErrorCode::DiskFull) => Kind::NoSpace,
+            // The file by which readers and writers find each other cannot grow.
+            Some(rusqlite::ErrorCode::SystemIoFailure)
+                if extended == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE) =>
+            {
+                Kind::NoSpace
+            }
             Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
                 Kind::NeedsReindex
             }

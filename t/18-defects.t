@@ -114,6 +114,34 @@ def foreign_rename(rig):
     rig.whole("maiden")
 
 
+@case("a renamed user's own remarks are under the new name, as on the server", only=("ours",))
+def own_remarks(rig):
+    fill(rig, "maid")
+    with rig.cyrus.imap("maid") as imap:
+        imap.create("INBOX/Sub")
+        imap.fill("INBOX/Sub", [message("sub%d" % n, to="maid") for n in range(3)])
+        imap.setmetadata("INBOX/Sub", "/private/comment", "mine")
+        for folder in ("INBOX", "INBOX/Sub"):
+            imap.select(folder)
+            imap.annotate("1:2", "/comment", "value.priv", "mine as well")
+    rig.sync("-u", "maid")
+    client = rig.cyrus.rolling(rig.to)
+    try:
+        with rig.cyrus.imap("admin") as imap:
+            imap.rename("user/maid", "user/wife")
+        client.drain()
+    finally:
+        client.stop()
+    # The server has changed them without a new modseq, so it never states them.
+    rig.whole("wife")
+    with rig.cyrus.imap("wife") as imap:
+        imap.append("INBOX/Sub", message("later", to="wife"))
+    rig.begin()
+    rig.sync("-u", "wife")
+    rig.whole("wife")
+    expect_none([line for line in rig.to.recent_log().splitlines() if "again" in line], "marks")
+
+
 @case("B8: a renamed user's backup is complete, and holds nobody else's mail", only=BACKUPS)
 def user_rename(rig):
     fill(rig, "miss")

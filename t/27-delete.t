@@ -206,4 +206,43 @@ def erased(rig):
     rig.whole("ines")
 
 
+@case("one message is erased: its body is nowhere, all else is as it was, and it does not come again")
+def message_erased(rig):
+    made(rig, "jana")
+    held = {int(m["uid"]): m["guid"] for m in rig.to.json("messages", "jana")["messages"]}
+    said = asked(rig, "erase", "jana", held[2], code=77)
+    expect("is still in user/jana, UID 2" in said, "a live one is refused", [said])
+    with rig.cyrus.imap("jana") as imap:
+        imap.select("INBOX")
+        imap.expunge("2:3")
+    rig.sync("-u", "jana")
+    path = rig.to.data_file("jana")
+    for suffix in (".1795442465", ".damaged.1795442465123"):
+        with open(path + suffix, "w") as file:
+            file.write("mail")
+    said = asked(rig, "erase", "jana", held[2])
+    expect("jana: erased: 1 messages, 1 previous logs" in said, "what is said", [said])
+    expect("may hold them still: %s.damaged.1795442465123" % path in said, "and what is left", [said])
+    expect(not os.path.exists(path + ".1795442465"), "the previous log is gone")
+    os.unlink(path + ".damaged.1795442465123")
+    path = rig.to.data_file("jana")
+    kept = logfile.bodies(path)
+    expect(held[2] not in kept, "its body is not in the log")
+    expect_none([u for u, g in held.items() if u != 2 and g not in kept], "other bodies that are gone")
+    asked(rig, "dump", "message", "jana", held[2], code=1)
+    asked(rig, "dump", "message", "jana", held[3])
+    listed = {int(m["uid"]): m for m in rig.to.json("messages", "jana", "--deleted")["messages"]}
+    expect_equal(sorted(listed), [1, 2, 3, 4, 5], "what is known of the messages")
+    with open(rig.to.tree + "/conf/backups.db.erased") as file:
+        expect("user=<jana> message=%s" % held[2] in file.read(), "the record")
+    expect("no body" in asked(rig, "erase", "jana", held[2], code=1), "not twice")
+    with rig.cyrus.imap("jana") as imap:
+        imap.append("INBOX", message("later", to="jana"))
+    rig.sync("-u", "jana")
+    rig.whole("jana")
+    rig.to.drop_index("jana")
+    expect(held[2] not in logfile.bodies(rig.to.data_file("jana")), "it did not come again")
+    rig.whole("jana")
+
+
 run(setup, Rig.close)

@@ -37,7 +37,7 @@ MAILS = {
 def setup():
     if RECEIVER != "ours":
         raise Skip("about our own commands")
-    rig = start_rig(to_options={"virtdomains": "userid"}, virtdomains="userid", delete_mode="delayed", munge8bit="no")
+    rig = start_rig(to_options={"virtdomains": "userid", "backup_retention": "2s"}, virtdomains="userid", delete_mode="delayed", munge8bit="no")
     rig.cyrus.user(*USERS)
     with rig.cyrus.imap("anna") as imap:
         imap.create("INBOX/Sent")
@@ -224,6 +224,29 @@ def differences(rig):
     before = rig.to.tool("diff", "anna", "--from", "2001-01-01")
     expect(before.code == 1 and "begins at" in before.err, "before it began", [str(before)])
     expect_equal(rig.to.tool("diff", "anna", "--from", str(began), "Nowhere").code, 1, "no such mailbox")
+
+
+@case("history begins where compaction has left it: what was there is told by when it came")
+def compacted(rig):
+    before = rig.to.json("history", "anna", "INBOX")["events"]
+    time.sleep(3)
+    with rig.cyrus.imap("anna") as imap:
+        imap.select("INBOX")
+        imap.store("7", "+FLAGS", "\\Answered")
+    rig.sync("-u", "anna")
+    done = rig.to.tool("compact", "--force", "anna")
+    expect(done.code == 0, "compact", [str(done)])
+    told = rig.to.json("history", "anna", "INBOX")
+    expect(told["begins"] is not None, "it begins", [str(told)])
+    came = {e["uid"]: e["time"] for e in before if e["event"] == "arrived"}
+    events = [e for e in told["events"] if "uid" in e]
+    first = {e["uid"]: e["time"] for e in events if e["event"] == "arrived"}
+    expect_equal(first, {uid: came[uid] for uid in (2, 4, 6, 7)}, "what is alive, and when it came")
+    expect(all(e["before"] for e in events if e["event"] == "arrived"), "it was there before", [str(events)])
+    last = events[-1]
+    expect_equal((last["event"], last["uid"], last["before"]), ("flags", 7, False), "what came later")
+    text = rig.to.tool("history", "anna", "INBOX").out.splitlines()
+    expect(text[0].startswith("before ") and "not known" in text[0], "text", text[:3])
 
 
 run(setup, Rig.close)

@@ -196,6 +196,17 @@ def moments(rig):
     expect(len(kinds) > 1, "something happened")
 
 
+@case("the same after compaction, to which nothing has outlived its retention")
+def compacted(rig):
+    before = {user: rig.to.json("history", user)["events"] for user in USERS}
+    for user in USERS:
+        done = rig.to.tool("compact", "--force", user)
+        expect(done.code == 0, "compact", [str(done)])
+    expect_none([line for at, state in rig.moments for line in check(rig, at, state)], "--at")
+    for user in USERS:
+        expect_equal(rig.to.json("history", user)["events"], before[user], "history of " + user)
+
+
 @case("the same after the index was made anew")
 def reindexed(rig):
     rig.to.stop()

@@ -168,7 +168,7 @@ impl Work<'_> {
 }
 
 /// Userid and domain of a key.
-fn whose(key: &str) -> (Option<&str>, Option<&str>) {
+pub(super) fn whose(key: &str) -> (Option<&str>, Option<&str>) {
     match key.strip_prefix("%SHARED/") {
         Some(rest) => (None, rest.split('/').next().filter(|d| !d.is_empty())),
         None if key.starts_with('%') => (None, None),
@@ -176,7 +176,8 @@ fn whose(key: &str) -> (Option<&str>, Option<&str>) {
     }
 }
 
-fn policy(args: &Args, c: &Context, jobs: usize) -> Policy {
+/// How backups are compacted, by imapd.conf and with force or not.
+pub(super) fn policy(c: &Context, jobs: usize, force: bool, wait: bool) -> Policy {
     let config = &c.config;
     Policy {
         settings: c.settings(),
@@ -185,11 +186,11 @@ fn policy(args: &Args, c: &Context, jobs: usize) -> Policy {
         max: config.bytes(Opt::BackupCompactMaxsize),
         threshold: u64::try_from(config.int(Opt::BackupCompactWorkThreshold)).unwrap_or(0),
         brake: config.backup_compact_brake(),
-        force: args.force,
-        dry_run: args.dry_run,
+        force,
+        dry_run: false,
         keep_previous: config.switch(Opt::BackupKeepPrevious),
         jobs,
-        wait: match args.wait {
+        wait: match wait {
             true => Wait::Forever,
             false => Wait::For(config.backup_lock_wait()),
         },
@@ -264,7 +265,10 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     let work = Work {
         c,
         args,
-        policy: policy(args, c, within),
+        policy: Policy {
+            dry_run: args.dry_run,
+            ..policy(c, within, args.force, args.wait)
+        },
         retention: c.config.retention(),
         seen: compacted.all()?,
         compacted,

@@ -6,13 +6,14 @@
 //! status is 1.
 
 use super::args::{self, usage};
+use super::compact::whose;
 use super::output::{Out, number, plain, when};
 use super::parallel::in_order;
 use super::select::{self, Chosen, Select};
 use super::{Context, Job, Outcome};
-use crate::cyrus::config::retention::{Retention, UserRetention};
-use crate::cyrus::mboxname::{MboxName, Namespace, Owner};
+use crate::cyrus::mboxname::MboxName;
 use crate::error::Result;
+use crate::store::compacted::Seen;
 use crate::store::former::{self, Former};
 use crate::store::proven::{Proved, time_of};
 use crate::store::reader::Stale;
@@ -86,16 +87,19 @@ struct Row {
     path: String,
     looked: Looked,
     proven: Option<i64>,
+    /// What compaction found at its last look.
+    seen: Option<Seen>,
 }
 
 impl Row {
-    fn new(chosen: &Chosen, mut looked: Looked, proofs: &HashMap<String, Proved>) -> Row {
+    fn new(chosen: &Chosen, mut looked: Looked, known: &Known) -> Row {
         let key = chosen.key.clone().or(looked.key.take());
         let proven = match (&looked.summary, &key) {
-            (Ok(summary), Some(key)) => time_of(proofs, key, &summary.generation),
+            (Ok(summary), Some(key)) => time_of(&known.proofs, key, &summary.generation),
             _ => None,
         };
         Row {
+            seen: key.as_ref().and_then(|key| known.seen.get(key)).cloned(),
             key,
             path: chosen.path.display().to_string(),
             looked,
@@ -125,6 +129,8 @@ impl Row {
             "last_sync": self.summary().and_then(|s| s.last_time),
             "last_change": self.summary().and_then(|s| s.last_change),
             "proven": self.proven,
+            "compacted": self.seen.as_ref().map(|s| s.time),
+            "held": held_json(self.seen.as_ref()),
             "chunks": n(|s| s.chunks),
             "mailboxes": n(|s| s.mailboxes),
             "messages": n(|s| s.messages),
@@ -144,7 +150,7 @@ impl Row {
     fn line(&self, out: &mut Out) -> Result<()> {
         let n = |f: fn(&Summary) -> i64| number(self.summary().map(f));
         out.line(format_args!(
-            "{:<24} {:<20} {:<20} {:>12} {:>10} {:>7} {:>8} {:>6} {:>6} {}",
+            "{:<24} {:<20} {:<20} {:>12} {:>10} {:>7} {:>8} {:>6} {:>6} {:>9} {}",
             plain(self.key.as_deref().unwrap_or("-")),
             when(self.summary().and_then(|s| s.last_time)),
             when(self.proven),
@@ -155,8 +161,38 @@ impl Row {
             self.summary()
                 .map_or("-".into(), |s| percent(s.waste_bytes(), s.body_bytes)),
             n(|s| s.resync),
+            match self.seen.as_ref().and_then(|s| s.held) {
+                Some((lost, of)) => format!("{lost}/{of}"),
+                None => "-".into(),
+            },
             plain(&self.path)
         ))
+    }
+}
+
+/// What is known of backups beside their files.
+pub(super) struct Known {
+    /// When they were proven.
+    pub proofs: HashMap<String, Proved>,
+    /// What compaction found.
+    pub seen: HashMap<String, Seen>,
+}
+
+impl Known {
+    /// Reads it, of all backups.
+    pub fn read(c: &Context) -> Result<Known> {
+        Ok(Known {
+            proofs: c.proven().all()?,
+            seen: c.compacted().all()?,
+        })
+    }
+}
+
+/// What the brake holds back.
+pub(super) fn held_json(seen: Option<&Seen>) -> Value {
+    match seen.and_then(|s| s.held) {
+        Some((lost, of)) => json!({ "messages": lost, "of": of }),
+        None => Value::Null,
     }
 }
 
@@ -171,22 +207,6 @@ fn percent(part: i64, whole: i64) -> String {
 /// Bytes of a file; only its folder is looked at.
 pub(super) fn size(path: &Path) -> Option<u64> {
     std::fs::metadata(path).ok().map(|m| m.len())
-}
-
-/// The rules for the backup of a key; without one, or for a key that names nobody, those for all.
-pub(super) fn retention_of(rules: &Retention, key: Option<&str>, ns: &Namespace) -> UserRetention {
-    match key.and_then(Owner::from_key) {
-        Some(Owner::User(userid)) => {
-            let domain = userid.rsplit_once('@').map(|(_, d)| d);
-            let domain = domain.unwrap_or(&ns.defaultdomain);
-            rules.of(Some(&userid), Some(domain))
-        }
-        Some(Owner::Shared { domain, .. }) => {
-            let domain = Some(domain).filter(|d| !d.is_empty());
-            rules.of(None, Some(domain.as_deref().unwrap_or(&ns.defaultdomain)))
-        }
-        Some(Owner::Server) | None => rules.of(None, None),
-    }
 }
 
 /// Finds the numbers of backups, remembered ones where they are still true, and hands them to `tell`
@@ -213,7 +233,8 @@ pub(super) fn each(
         let one = |chosen: &Chosen| {
             let key = chosen.key.as_deref();
             let known = cache.as_ref().zip(key).and_then(|(c, key)| c.known(key));
-            let mine = retention_of(&rules, key, ns);
+            let (userid, domain) = key.map_or((None, None), whose);
+            let mine = rules.of(userid, domain);
             let keep = |name: &str| match MboxName::parse(name, ns) {
                 Ok(name) => mine.mailbox(&name),
                 Err(_) => mine.general(),
@@ -300,12 +321,12 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         c.complain(name, e);
     }
     let now = now();
-    let proofs = c.proven().all()?;
+    let known = Known::read(c)?;
     let row = |chosen: &Chosen, looked: Looked| {
         if let Err(e) = &looked.summary {
             c.complain(&chosen.name(), e);
         }
-        let row = Row::new(chosen, looked, &proofs);
+        let row = Row::new(chosen, looked, &known);
         row.is_stale(args.stale_secs, now).then_some(row)
     };
     let is_all = args.select.is_all();
@@ -325,7 +346,7 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         })?;
     } else {
         out.line(format_args!(
-            "{:<24} {:<20} {:<20} {:>12} {:>10} {:>7} {:>8} {:>6} {:>6} DATA FILE",
+            "{:<24} {:<20} {:<20} {:>12} {:>10} {:>7} {:>8} {:>6} {:>6} {:>9} DATA FILE",
             "BACKUP",
             "LAST SYNC",
             "PROVEN",
@@ -334,7 +355,8 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
             "CHUNKS",
             "MESSAGES",
             "WASTE",
-            "RESYNC"
+            "RESYNC",
+            "HELD"
         ))?;
         each(
             &found.chosen,
@@ -377,6 +399,7 @@ mod tests {
             path: "/b".into(),
             looked: Looked::unasked(summary),
             proven: None,
+            seen: None,
         };
         let at = |last_time| {
             row(Ok(Summary {
@@ -392,28 +415,6 @@ mod tests {
         assert_eq!(broken.json(now)["error"], "torn");
         assert_eq!(broken.json(now)["chunks"], Value::Null);
         assert!(is(broken));
-    }
-
-    #[test]
-    fn retention_is_the_owner_s() {
-        let rules = Retention::parse(Some(1), "anna=2s, @x.example=3s").unwrap();
-        let ns = Namespace {
-            defaultdomain: "x.example".into(),
-            ..Namespace::default()
-        };
-        for (key, secs) in [
-            (Some("anna"), 2),
-            (Some("bert"), 3),
-            (Some("carl@y.example"), 1),
-            (Some("carl@x.example"), 3),
-            (Some("%SHARED//team"), 3),
-            (Some("%SHARED/y.example/team"), 1),
-            (Some("%SHARED"), 1),
-            (None, 1),
-        ] {
-            let got = retention_of(&rules, key, &ns).general();
-            assert_eq!(got, Some(secs), "{key:?}");
-        }
     }
 
     #[test]

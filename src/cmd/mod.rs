@@ -213,7 +213,7 @@ pub static COMMANDS: &[Command] = &[
     },
     Command {
         name: "erase",
-        operands: "[MODE] BACKUP...",
+        operands: "[MODE] BACKUP GUID...",
         help: "remove for good and at once",
         options: erase::options,
         job: erase::job,

@@ -23,6 +23,7 @@ use crate::server::listen::{Keepalive, Listeners, Sources, Stop};
 use crate::server::session;
 use crate::server::shared::Shared;
 use crate::server::supervisor::{self, Handler, Limits};
+use crate::server::wanted::Wanted;
 use crate::store::backup;
 use crate::store::catalog::Catalog;
 use crate::sys::{fd, identity};
@@ -229,6 +230,7 @@ fn shared(config: Config) -> Result<Shared> {
         },
         lock_wait: config.backup_lock_wait(),
         staging: config.backup_staging_path(),
+        wanted: Wanted::default(),
         config,
     })
 }

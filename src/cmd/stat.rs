@@ -3,17 +3,16 @@
 //! log is read, unless for such a repair.
 
 use super::args;
-use super::list::each;
+use super::list::{Known, each, held_json};
 use super::output::{Out, number, plain, when};
 use super::select::{self, Chosen, Select};
 use super::{Context, Job, Outcome};
 use crate::error::Result;
-use crate::store::proven::{Proved, time_of};
+use crate::store::proven::time_of;
 use crate::store::summary::Looked;
 use crate::util::time::{Timestamp, now};
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
-use std::collections::HashMap;
 
 /// What was typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,12 +38,7 @@ pub fn job(m: &Matches) -> Result<Job> {
     Ok(Box::new(move |c, out| run(&args, c, out)))
 }
 
-fn row(
-    chosen: &Chosen,
-    mut looked: Looked,
-    proofs: &HashMap<String, Proved>,
-    now: Timestamp,
-) -> Result<Value> {
+fn row(chosen: &Chosen, mut looked: Looked, known: &Known, now: Timestamp) -> Result<Value> {
     let s = looked.summary?;
     let key = chosen.key.clone().or(looked.key.take()).unwrap_or_default();
     Ok(json!({
@@ -54,7 +48,9 @@ fn row(
         "index_bytes": looked.index_bytes,
         "last_sync": s.last_time,
         "last_change": s.last_change,
-        "proven": time_of(proofs, &key, &s.generation),
+        "proven": time_of(&known.proofs, &key, &s.generation),
+        "compacted": known.seen.get(&key).map(|s| s.time),
+        "held": held_json(known.seen.get(&key)),
         "chunks": s.chunks,
         "mailboxes": s.mailboxes,
         "messages": s.messages,
@@ -81,10 +77,10 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     for (name, e) in &found.missing {
         c.complain(name, e);
     }
-    let proofs = c.proven().all()?;
+    let known = Known::read(c)?;
     let now = now();
     let row = |chosen: &Chosen, looked: Looked| {
-        row(chosen, looked, &proofs, now).unwrap_or_else(|e| {
+        row(chosen, looked, &known, now).unwrap_or_else(|e| {
             c.complain(&chosen.name(), &e);
             json!({
                 "userid": chosen.key,
@@ -117,10 +113,11 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     Ok(c.outcome())
 }
 
-const TIMES: [&str; 5] = [
+const TIMES: [&str; 6] = [
     "last_sync",
     "last_change",
     "proven",
+    "compacted",
     "first_time",
     "last_time",
 ];

@@ -50,7 +50,14 @@ pub fn decode(value: &str) -> Cow<'_, str> {
 
 /// Lower case for comparing: `fold(a)` is in `fold(b)` if a is in b whatever the case.
 pub fn fold(text: &str) -> String {
-    text.chars().flat_map(char::to_lowercase).collect()
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_ascii() {
+            true => out.push(c.to_ascii_lowercase()),
+            false => out.extend(c.to_lowercase()),
+        }
+    }
+    out
 }
 
 /// Words of one charset that follow each other.

@@ -59,12 +59,15 @@ fn named(held: &mut Held, keys: Vec<String>) {
 fn user(held: &mut Held, arg: &Value, with_mailboxes: bool, out: &mut dyn Write) -> Result<()> {
     let key = held.shared().user_key(name_of(arg, "userid")?)?;
     named(held, vec![key.clone()]);
+    let mut told = HashSet::new();
     let text = held.ask(&key, &mut |index, _| {
         let mut text = Vec::new();
         let out = &mut text;
+        told.clear();
         if with_mailboxes {
             for row in index.mailboxes(false)? {
                 if is_told(index, &row)? {
+                    told.insert(row.uniqueid.clone());
                     mailbox_line(&row, held.complete.contains(&row.uniqueid), out)?;
                 }
             }
@@ -107,6 +110,7 @@ fn user(held: &mut Held, arg: &Value, with_mailboxes: bool, out: &mut dyn Write)
         }
         Ok(text)
     })?;
+    held.told = told;
     write_out(out, text)
 }
 
@@ -154,14 +158,19 @@ fn mailboxes(held: &mut Held, arg: &Value, out: &mut dyn Write) -> Result<()> {
             let mut rows = Vec::new();
             for name in &names {
                 if let Some(row) = index.mailbox_by_name(name)? {
-                    if is_told(index, &row)? {
-                        rows.push(row);
-                    }
+                    let is_told = is_told(index, &row)?;
+                    rows.push((row, is_told));
                 }
             }
             Ok(rows)
         })?;
-        for row in rows.unwrap_or_default() {
+        for (row, is_told) in rows.unwrap_or_default() {
+            // Behind a GET USER this may be the second word about it.
+            if !is_told {
+                held.told.remove(&row.uniqueid);
+                continue;
+            }
+            held.told.insert(row.uniqueid.clone());
             if told.insert(row.uniqueid.clone()) {
                 mailbox_line(&row, held.complete.contains(&row.uniqueid), out)?;
             }

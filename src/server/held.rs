@@ -31,6 +31,8 @@ pub struct Held {
     pub promised: HashMap<Guid, String>,
     /// Mailboxes (uniqueid) whose complete state we asked for after a FULLMAILBOX.
     pub complete: HashSet<String>,
+    /// Mailboxes (uniqueid) that the last GET told, so that only changes may follow.
+    pub told: HashSet<String>,
     /// Counts for the log line at the end.
     pub stats: Stats,
 }
@@ -66,6 +68,7 @@ impl Held {
             named: Vec::new(),
             promised: HashMap::new(),
             complete: HashSet::new(),
+            told: HashSet::new(),
             stats: Stats::default(),
         }
     }
@@ -100,6 +103,7 @@ impl Held {
                     while !self.open.is_empty() {
                         self.close_first();
                     }
+                    let _waiting = self.shared.wanted.wait(key);
                     self.shared.open(key, Wait::For(self.shared.lock_wait))?
                 }
                 opened => opened?,
@@ -139,7 +143,7 @@ impl Held {
     }
 
     /// The same for a question that cannot be taken back.
-    fn ask_once<T>(
+    pub fn ask_once<T>(
         &self,
         key: &str,
         question: &mut dyn FnMut(&Index, &dyn LogFile) -> Result<T>,
@@ -188,12 +192,26 @@ impl Held {
         self.named.clear();
         self.promised = HashMap::new();
         self.complete.clear();
+        self.told.clear();
     }
 
     /// Seals backups that were not used for `idle`; what was promised stays.
     pub fn release_idle(&mut self, idle: Duration) {
         // In the order of their use.
         while self.open.first().is_some_and(|o| o.used.elapsed() >= idle) {
+            self.close_first();
+        }
+    }
+
+    /// Seals those among them that another session waits for; what was promised stays.
+    pub fn release_wanted(&mut self, idle: Duration) {
+        while let Some(i) = self
+            .open
+            .iter()
+            .position(|o| o.used.elapsed() >= idle && self.shared.wanted.is_wanted(o.backup.key()))
+        {
+            let wanted = self.open.remove(i);
+            self.open.insert(0, wanted);
             self.close_first();
         }
     }

@@ -12,3 +12,4 @@ pub mod shared;
 pub mod stop;
 pub mod stream;
 pub mod supervisor;
+pub mod wanted;

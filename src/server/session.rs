@@ -41,6 +41,10 @@ const LOGIN_TIME: Duration = Duration::from_secs(120);
 /// Answers of NO and BAD after which a connection without a login is closed.
 const MAX_REFUSED: u64 = 50;
 
+/// A backup that was not used for so long, while its client is waited for, is let go of if another
+/// session waits for it.
+const LET_GO: Duration = Duration::from_millis(500);
+
 /// Serves one connection. Never panics on what the peer sends; never returns before everything
 /// acknowledged is on disk.
 pub fn run(stream: Stream, peer: Peer, shared: Arc<Shared>, stop: Stop) {
@@ -148,6 +152,26 @@ impl Write for Output {
             Output::Plain(w) => w.flush(),
             Output::Deflated(w) => w.flush(),
         }
+    }
+}
+
+/// Where an answer goes, and whether anybody is there to hear it.
+struct Answer<'a> {
+    output: &'a mut Output,
+    is_gone: bool,
+}
+
+impl Write for Answer<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let done = self.output.write(bytes);
+        self.is_gone |= done.is_err();
+        done
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let done = self.output.flush();
+        self.is_gone |= done.is_err();
+        done
     }
 }
 
@@ -295,7 +319,7 @@ impl Session {
                 return Ok(false);
             }
             let step = if self.held.holds_any() {
-                left.min(idle.max(Duration::from_millis(10)))
+                left.min(idle.max(Duration::from_millis(10))).min(LET_GO)
             } else {
                 left
             };
@@ -325,7 +349,10 @@ impl Session {
                     // What is held can be sealed now: nothing is lost by it.
                     self.held.release_idle(Duration::ZERO);
                 }
-                Wake::Timeout => self.held.release_idle(idle),
+                Wake::Timeout => {
+                    self.held.release_idle(idle);
+                    self.held.release_wanted(LET_GO);
+                }
             }
         }
     }
@@ -492,6 +519,10 @@ impl Session {
             Ok(what) => what,
             Err(e) => return self.lost(name, e),
         };
+        let mut answer = Answer {
+            output: &mut self.output,
+            is_gone: false,
+        };
         let done = if name == "GET" {
             let value = match parser.value().and_then(|v| parser.end_line().map(|()| v)) {
                 Ok(value) => value,
@@ -501,16 +532,19 @@ impl Session {
                 // New work: the client is to come back to our successor.
                 Err(Error::new(Kind::Stopping, "shutting down"))
             } else {
-                get(&mut self.held, &what, &value, &mut self.output)
+                get(&mut self.held, &what, &value, &mut answer)
             }
         } else {
-            match apply(&mut self.held, &what, &mut parser, &mut self.output) {
+            match apply(&mut self.held, &what, &mut parser, &mut answer) {
                 Applied::Done(done) => done,
                 Applied::Lost(e) => return self.lost(name, e),
             }
         };
+        let is_gone = answer.is_gone;
         match done {
             Ok(()) => self.send(reply::OK)?,
+            // Nothing of ours failed.
+            Err(e) if is_gone => return Err(e),
             Err(e) => {
                 let what = String::from_utf8_lossy(&what).to_ascii_uppercase();
                 match e.kind() {

@@ -1,6 +1,8 @@
-//! What all sessions share: configuration, names, catalogue, logins. Never changes.
+//! What all sessions share: configuration, names, catalogue, logins, which never change, and who
+//! waits for whom.
 
 use super::auth::Authenticator;
+use super::wanted::Wanted;
 use crate::cyrus::config::Config;
 use crate::cyrus::mboxname::{MboxName, Namespace, Owner, canonical_userid};
 use crate::cyrus::partition::{Space, choose, dir_hash, file_stem};
@@ -35,6 +37,8 @@ pub struct Shared {
     pub lock_wait: Duration,
     /// Where nameless files are made.
     pub staging: PathBuf,
+    /// Backups that sessions wait for.
+    pub wanted: Wanted,
 }
 
 impl Shared {

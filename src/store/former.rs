@@ -348,6 +348,28 @@ impl Removed {
     }
 }
 
+/// Removes the previous logs that were kept beside one, `<log>.<seconds>`. These, and what else may
+/// hold its mail: copies that were set aside as damaged.
+pub fn previous(path: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let mut removed = Removed::default();
+    let mut left = Vec::new();
+    for file in siblings(path, ".")? {
+        let behind = file.to_string_lossy();
+        let behind = behind.rsplit('.').next().unwrap_or_default();
+        let is_number = !behind.is_empty() && behind.bytes().all(|b| b.is_ascii_digit());
+        if !is_number {
+            continue;
+        }
+        if file == with(path, &format!(".{behind}")) {
+            removed.unlink(file)?;
+        } else if file == with(path, &format!(".damaged.{behind}")) {
+            left.push(file);
+        }
+    }
+    sync_folder(path)?;
+    Ok((removed.files, left))
+}
+
 /// The path with something behind it.
 fn with(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();

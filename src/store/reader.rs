@@ -9,7 +9,7 @@
 use super::backup::{Backup, Settings};
 use super::file::LogFile;
 use super::index::{self, Index, MessageRow};
-use super::lock::{Create, Wait};
+use super::lock::{Create, DataLock, Wait};
 use super::log::read_chunk_plain;
 use super::recover::belongs;
 use crate::cyrus::guid::Guid;
@@ -28,6 +28,8 @@ pub struct Reader {
     index: Index,
     file: File,
     path: PathBuf,
+    /// Keeps writers out where the index cannot be shared with them.
+    _lock: Option<DataLock>,
 }
 
 /// What to do about an index that does not fit its log.
@@ -89,10 +91,34 @@ impl Reader {
                     }
                     last = Some(e);
                 }
+                // An index was put in the place of this one just then, and took its files along.
+                Err(e) if e.kind() == Kind::Db => {
+                    std::thread::sleep(Duration::from_millis(20));
+                    last = Some(e);
+                }
+                Err(e) if e.kind() == Kind::NoSpace && matches!(stale, Stale::Repair(_)) => {
+                    return Reader::alone(path)?.ok_or(e);
+                }
                 Err(e) => return Err(e),
             }
         }
         Err(last.unwrap_or_else(|| Error::new(Kind::Locked, "cannot read backup").at(path)))
+    }
+
+    /// On a full disk SQLite cannot make the files by which it shares an index. One at rest can be
+    /// read without them as long as we hold the lock.
+    fn alone(path: &Path) -> Result<Option<Reader>> {
+        let Ok(lock) = DataLock::acquire(path, Wait::No, Create::No) else {
+            return Ok(None);
+        };
+        let index_path = index::path_of(path);
+        if Rest::of(&index_path).is_none() {
+            return Ok(None);
+        }
+        let file = File::open(path).map_err(|e| Error::io("cannot open", e).at(path))?;
+        let (mut reader, _) = Reader::with(path, file, Index::open_still(&index_path)?)?;
+        reader._lock = Some(lock);
+        Ok(Some(reader))
     }
 
     /// The reader, and whether nothing lies past the acknowledged length.
@@ -120,7 +146,13 @@ impl Reader {
         let sealed = index.last_chunk()?.is_none_or(|c| c.length.is_some());
         let quiet = acknowledged.unwrap_or(0) as u64 == len && sealed;
         let path = path.to_owned();
-        Ok((Reader { index, file, path }, quiet))
+        let reader = Reader {
+            index,
+            file,
+            path,
+            _lock: None,
+        };
+        Ok((reader, quiet))
     }
 
     /// The index, for questions.

@@ -8,7 +8,7 @@
 
 use super::ahead::Help;
 use super::file::{FileReader, LogFile};
-use super::gzip::{MemberReader, last_flush_point, seal_bytes};
+use super::gzip::{MemberEnd, MemberReader, last_flush_point, seal_bytes};
 use super::index::{self, Index};
 use super::reindex::{self, Entered, From, Known, Trailing};
 use crate::cyrus::dlist::{Limits, Parser, Value};
@@ -16,6 +16,7 @@ use crate::error::{Error, Kind, Result};
 use crate::util::hex;
 use crate::util::time::Timestamp;
 use std::cell::Cell;
+use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -118,6 +119,11 @@ pub(super) fn belongs(index: &Index, file: &dyn LogFile) -> Result<bool> {
 /// Brings log and index together. The lock is held.
 pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
     let index_path = index::path_of(path);
+    // Left by a rebuild that was killed; the next would take its place, but may never come.
+    let unfinished = beside(path);
+    if unfinished.try_exists().unwrap_or(false) {
+        index::remove(&unfinished)?;
+    }
     if len == 0 {
         if super::verify::had_more(path) {
             log::error!(
@@ -137,24 +143,8 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
             doubtful: Vec::new(),
         });
     }
-    let opened = Index::open(&index_path).and_then(|index| {
-        if !belongs(&index, &**file)? {
-            return Err(Error::new(
-                Kind::NeedsReindex,
-                "the index belongs to another log",
-            ));
-        }
-        let acknowledged = index.meta_number("acknowledged")?.unwrap_or(0) as u64;
-        if acknowledged > len {
-            return Err(Error::new(
-                Kind::NeedsReindex,
-                format!("the log is shorter ({len}) than acknowledged ({acknowledged})"),
-            ));
-        }
-        Ok((index, acknowledged))
-    });
-    let opened =
-        opened.and_then(|(index, acknowledged)| catch_up(file, path, index, acknowledged, len));
+    let opened = fitting(file, path, len)
+        .and_then(|(index, acknowledged)| catch_up(file, path, index, acknowledged, len));
     match opened {
         Err(e) if e.kind() == Kind::NeedsReindex => {
             if super::compact::finish_interrupted(&**file, path, len)? {
@@ -170,6 +160,47 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
         }
         opened => opened,
     }
+}
+
+/// The index of this log and how much of the log it acknowledges; `NeedsReindex` without one.
+fn fitting(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<(Index, u64)> {
+    let index = Index::open(&index::path_of(path))?;
+    // Made for an empty log, in whose first unit a writer died, or which lost power since.
+    let new = index.meta_number("new")?.is_some() && begun_here(&**file)?;
+    if !new && !belongs(&index, &**file)? {
+        return Err(Error::new(
+            Kind::NeedsReindex,
+            "the index belongs to another log",
+        ));
+    }
+    let acknowledged = index.meta_number("acknowledged")?.unwrap_or(0) as u64;
+    if acknowledged > len {
+        return Err(Error::new(
+            Kind::NeedsReindex,
+            format!("the log is shorter ({len}) than acknowledged ({acknowledged})"),
+        ));
+    }
+    Ok((index, acknowledged))
+}
+
+/// Whether a log is one of ours, or torn so early that its first line does not say yet.
+fn begun_here(file: &dyn LogFile) -> Result<bool> {
+    if generation(file)?.is_some() {
+        return Ok(true);
+    }
+    if !starts_as_member(file)? {
+        return Ok(false);
+    }
+    let mut member = MemberReader::new(FileReader::new(file, 0));
+    let mut text = Vec::new();
+    let fail = |e| Error::io("cannot read log", e);
+    match member.by_ref().take(HEAD).read_to_end(&mut text) {
+        Ok(_) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => return Ok(false),
+        Err(e) => return Err(fail(e)),
+    }
+    let first = text.iter().filter(|&&b| b == b'\n').count() < 2 && (text.len() as u64) < HEAD;
+    Ok(first && member.end().map_err(fail)? == MemberEnd::Torn)
 }
 
 /// Enters and seals what lies past the acknowledged length.
@@ -213,6 +244,16 @@ fn catch_up(
         // What is behind it may have been acknowledged: nothing is cut.
         let e = Error::new(Kind::Io, "cannot read log").because(why);
         return Err(e.place(format!("file offset {offset}")));
+    }
+    if acknowledged == 0 && (entered.broken || entered.good.is_none()) {
+        // Nothing counts yet: begin anew, and keep what tearing does not explain.
+        index.rollback();
+        drop(index);
+        if entered.broken {
+            return rebuild(file, path, len, THREADS, Kept::default());
+        }
+        file.set_len(0).map_err(|e| Error::io("cannot cut", e))?;
+        return recover(file, path, 0);
     }
     // Where nothing new belongs, the acknowledged place is the last good one.
     let good = match (entered.good, &open) {
@@ -277,6 +318,17 @@ pub(super) fn anew(
     len: u64,
     threads: usize,
 ) -> Result<Opened> {
+    let mut len = len;
+    if len > 0 {
+        // What a crash left at the end is no damage: an index that fits says what of it counts.
+        let settled = fitting(file, path, len)
+            .and_then(|(index, acknowledged)| catch_up(file, path, index, acknowledged, len));
+        match settled {
+            Err(e) if matches!(e.kind(), Kind::Io | Kind::NoSpace) => return Err(e),
+            // The index is being made anew for a reason.
+            _ => len = file.len().map_err(|e| Error::io("cannot read", e))?,
+        }
+    }
     match len {
         0 => recover(file, path, len),
         _ => rebuild(file, path, len, threads, Kept::default()),
@@ -342,7 +394,10 @@ fn rebuild(
     }
     let end = match entered.good {
         Some(good) => {
-            if good.sealed_end != Some(len) && !kept.copy {
+            if !entered.broken && ends_flushed(&**file, good, len)? {
+                // Unsealed, as a writer leaves it between two units: nothing is lost or cut.
+                entered.damage.retain(|(at, _)| *at != good.member);
+            } else if good.sealed_end != Some(len) && !kept.copy {
                 keep_copy(&**file, path)?;
             }
             match cut_and_seal(&**file, &index, good, entered.chunk_id, len, 0, &|| Ok(()))? {
@@ -442,6 +497,13 @@ fn adopted(index: &Index, path: &Path, entered: &Entered) -> Result<()> {
     Ok(())
 }
 
+/// Where an index is built while the old one is in use.
+fn beside(path: &Path) -> PathBuf {
+    let mut beside = index::path_of(path).into_os_string();
+    beside.push(".new");
+    PathBuf::from(beside)
+}
+
 /// Enters a whole log into a new index, whose transaction is open then.
 fn whole(
     file: &Arc<dyn LogFile>,
@@ -450,9 +512,7 @@ fn whole(
     threads: usize,
     trailing: Trailing,
 ) -> Result<(Index, Entered)> {
-    let mut beside = index::path_of(path).into_os_string();
-    beside.push(".new");
-    let index = Index::create_apart(Path::new(&beside))?;
+    let index = Index::create_apart(&beside(path))?;
     index.begin()?;
     let from = From {
         member: 0,
@@ -516,6 +576,15 @@ enum Ending {
     /// No flush point stood exactly there: the file was cut to this length, before it, and the
     /// index must be built anew.
     Before(u64),
+}
+
+/// Whether an unsealed file ends at a flush, right behind the last line that belongs.
+fn ends_flushed(file: &dyn LogFile, good: reindex::Good, len: u64) -> Result<bool> {
+    let member = FileReader::until(file, good.member, len);
+    let point =
+        last_flush_point(member, good.plain).map_err(|e| Error::io("cannot read log", e))?;
+    Ok(good.sealed_end.is_none()
+        && point.is_some_and(|p| p.plain == good.plain && good.member + p.compressed == len))
 }
 
 /// Makes the file end, sealed, behind the last line that belongs. Before anything of the first

@@ -169,7 +169,8 @@ pub fn deleted_at(mailbox: &MailboxRow, ns: &Namespace) -> Option<i64> {
 
 /// Whether a field has all words, which are folded. `lower` is for reuse.
 fn has_all(value: &[u8], words: &[String], lower: &mut Vec<u8>) -> bool {
-    let plain = value.is_ascii() && !value.windows(2).any(|w| w == b"=?");
+    // Encoded words have some.
+    let plain = value.is_ascii() && !value.contains(&b'?');
     if !plain {
         let text = fold(&decode(&String::from_utf8_lossy(value)));
         return words.iter().all(|w| text.contains(w.as_str()));

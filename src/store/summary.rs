@@ -14,6 +14,7 @@
 //! made under other retention, is not believed. It is replaced as a whole, unsynced, with a checksum
 //! at its end.
 
+use super::compact::need::went;
 use super::index::{self, Index};
 use super::reader::{Reader, Stale, ask_still};
 use crate::cyrus::guid::Guid;
@@ -108,7 +109,7 @@ impl Summary {
         let mut until: HashMap<Guid, i64> = HashMap::new();
         index.each_use(&mut |mailbox, guid, expunged| {
             let (deleted, keep) = known.get(&mailbox).copied().unwrap_or((None, None));
-            let end = match expunged.or(deleted) {
+            let end = match went(expunged, deleted) {
                 None => LIVE,
                 Some(gone) => after(gone, keep),
             };

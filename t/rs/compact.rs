@@ -394,8 +394,28 @@ fn a_damaged_log_is_left_alone() {
         namespace: &namespace,
         now: Timestamp(now),
     };
-    let e = compact(&dir.data(), "anna", &forced(), &times, &dir.0).unwrap_err();
+    let unforced = Policy {
+        force: false,
+        threshold: 1,
+        ..policy()
+    };
+    let e = compact(&dir.data(), "anna", &unforced, &times, &dir.0).unwrap_err();
     assert_eq!(e.kind(), cyr_backup::error::Kind::Damaged, "{e}");
     assert_eq!(std::fs::read(dir.data()).unwrap(), bytes);
     assert!(!new_path(&dir.data()).exists());
+
+    // Forced, the present is stated anew with all bodies that read, and the old log set aside.
+    let reader = Reader::open(&dir.data(), Stale::Refuse).unwrap();
+    let (live, had) = (picture(reader.index()), bodies(&reader, &|_| now - 150));
+    drop(reader);
+    let report = run(&dir, &forced(), &always(), now);
+    assert_eq!(report.outcome, Outcome::Done);
+    let aside = report.previous.unwrap();
+    assert!(aside.to_string_lossy().contains(".damaged."));
+    assert_eq!(std::fs::read(aside).unwrap(), bytes);
+    let proof = verify(&dir.data(), Depth::Full, &dir.0).unwrap();
+    assert!(proof.findings.is_empty(), "{:?}", proof.findings);
+    let reader = Reader::open(&dir.data(), Stale::Refuse).unwrap();
+    assert_eq!(picture(reader.index()), live);
+    assert_eq!(bodies(&reader, &|_| now - 150), had);
 }

@@ -216,6 +216,10 @@ fn crash_child() {
 }
 
 fn plain(path: &Path) -> Vec<u8> {
+    if fs::metadata(path).unwrap().len() == 0 {
+        // Killed in its very first unit; gzip takes that for no end.
+        return Vec::new();
+    }
     let out = Command::new("gzip")
         .arg("-dc")
         .stdin(fs::File::open(path).unwrap())

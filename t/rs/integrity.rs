@@ -204,7 +204,7 @@ fn verify_remembers_and_tells_what_is_not_there() {
     assert!(
         store
             .text(&["stat", "anna"])
-            .contains("  proven         20")
+            .contains("  proven             20")
     );
     // The order is that of the catalogue, however many work at it; with --max-time those that were
     // never proven come first.

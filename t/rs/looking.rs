@@ -290,11 +290,19 @@ fn list_tells_of_every_backup() {
             "bytes",
             "index_bytes",
             "last_sync",
+            "last_change",
             "proven",
+            "compacted",
+            "held",
             "chunks",
             "mailboxes",
             "messages",
-            "resync"
+            "resync",
+            "plain_bytes",
+            "ratio",
+            "live_bytes",
+            "waste_bytes",
+            "due_bytes"
         ]
     );
     let bytes = fs::metadata(store.path("anna")).unwrap().len();

@@ -15,4 +15,5 @@ mod restore;
 mod review;
 mod store;
 mod sweep;
+mod torn;
 mod twoskip;

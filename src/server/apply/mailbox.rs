@@ -184,13 +184,14 @@ fn state(held: &mut Held, stated: Stated) -> Result<()> {
     }
     held.get(&key)?;
     let asked = held.complete.contains(&uniqueid);
+    let told = held.told.contains(&uniqueid);
     let backup = held.get(&key)?;
     let index = backup.index();
     let row = index.mailbox(&uniqueid)?;
     let mark = index.resync(&uniqueid)?;
-    let plan = plan(&stated, row.as_ref(), mark.as_ref(), asked);
+    let plan = plan(&stated, row.as_ref(), mark.as_ref(), asked, told);
     let doubted = mark.is_some();
-    match plan {
+    let done = match plan {
         Plan::Nothing => Ok(()),
         Plan::Changed(why) => Err(Error::new(Kind::Changed, why).place(mboxname)),
         Plan::Mark(level, why) => Err(resync(held, &key, &uniqueid, &mboxname, level, why)),
@@ -202,7 +203,12 @@ fn state(held: &mut Held, stated: Stated) -> Result<()> {
             }
         }
         Plan::Complete(epoch) => enter(held, &key, stated, Some(epoch), doubted),
-    }?;
+    };
+    if done.as_ref().is_err_and(|e| e.kind() == Kind::Changed) {
+        // From here on the sender knows.
+        held.told.remove(&uniqueid);
+    }
+    done?;
     held.complete.remove(&uniqueid);
     held.stats.mailboxes += 1;
     Ok(())
@@ -227,12 +233,15 @@ fn plan(
     row: Option<&MailboxRow>,
     mark: Option<&(i64, String)>,
     asked: bool,
+    told: bool,
 ) -> Plan {
     let head = &stated.head;
     let given = |key| head.number(key).filter(|&n| n != 0);
     let since = given("SINCE_MODSEQ");
     if let Some((level, _)) = mark {
-        if since.is_some() {
+        // A sender that was told the mailbox before it was marked sends changes, and old ones do not
+        // say since when.
+        if since.is_some() || told {
             return Plan::Changed("the whole mailbox is wanted");
         }
         let epoch = row.map_or(1, |r| r.epoch);

@@ -118,12 +118,13 @@ fn carry(
     held: &mut Held,
     old_key: &str,
     new_key: &str,
-    head: MailboxHead,
+    mut head: MailboxHead,
     row: &MailboxRow,
 ) -> Result<()> {
     if head.is_intermediate() {
         return intermediate(held, new_key, head);
     }
+    readdress_head(held, &mut head, old_key, new_key, row)?;
     let mut stated = Stated {
         spool: Spool::new(&held.shared().staging, u64::MAX),
         has_literal: head.keys.iter().any(|(_, v)| needs_literal(v)),
@@ -137,10 +138,12 @@ fn carry(
     text.extend_from_slice(b" RECORD (");
     stated.spool.append(&text)?;
     let mut doubted = false;
-    held.ask(old_key, &mut |index, _| {
+    held.ask_once(old_key, &mut |index, _| {
         doubted = index.resync(&row.uniqueid)?.is_some();
         index.records(row.id, Some(row.epoch), false, &mut |r| {
-            let value = r.record.to_value();
+            let mut record = r.record.clone();
+            readdress(&mut record.annotations, old_key, new_key);
+            let value = record.to_value();
             let mut text = if stated.listed > 0 {
                 vec![b' ']
             } else {
@@ -169,5 +172,53 @@ fn carry(
         log::warn!("mailbox to be sent again user=<{new_key}> mailbox=<{mboxname}>");
         held.get(new_key)?.append(&[line], time::now())?;
     }
+    Ok(())
+}
+
+/// What the old owner has remarked for himself is the new one's: a server that renames changes these
+/// annotations without a new modseq, and never states them. Whether there were any.
+fn readdress(annotations: &mut [Value], old_key: &str, new_key: &str) -> bool {
+    let mut any = false;
+    for annotation in annotations {
+        let Value::Kv(keys) = annotation else {
+            continue;
+        };
+        for (key, value) in keys {
+            if key == b"USERID" && value.as_str() == Some(old_key) {
+                *value = Value::text(new_key);
+                any = true;
+            }
+        }
+    }
+    any
+}
+
+/// The same for the head of a mailbox, and for the sum over the annotations of its messages.
+fn readdress_head(
+    held: &Held,
+    head: &mut MailboxHead,
+    old_key: &str,
+    new_key: &str,
+    row: &MailboxRow,
+) -> Result<()> {
+    if let Some(Value::List(mut list)) = head.get("ANNOTATIONS").cloned() {
+        if readdress(&mut list, old_key, new_key) {
+            head.set("ANNOTATIONS", Value::List(list));
+        }
+    }
+    let Some(mut sum) = head.sum("SYNC_CRC_ANNOT").filter(|&n| n != 0) else {
+        return Ok(());
+    };
+    held.ask_once(old_key, &mut |index, _| {
+        index.records(row.id, Some(row.epoch), false, &mut |r| {
+            let mut record = r.record.clone();
+            if readdress(&mut record.annotations, old_key, new_key) {
+                // Thread ids are nobody's own: both spellings change alike.
+                sum ^= r.record.sums().annot_short ^ record.sums().annot_short;
+            }
+            Ok(())
+        })
+    })?;
+    head.set("SYNC_CRC_ANNOT", Value::num(sum));
     Ok(())
 }

@@ -59,11 +59,7 @@ pub fn rewrite(
     lines: &mut Out<'_>,
 ) -> Result<()> {
     let stamp = sources.first().map_or(0, |s| s.first_time);
-    let mut bodies = Bodies {
-        out: bodies,
-        stamp: Timestamp(stamp),
-        max,
-    };
+    let mut bodies = Bodies::new(bodies, stamp, max);
     let mut lines = Lines {
         out: lines,
         max,
@@ -198,7 +194,7 @@ fn messages(
                 let mut sha1 = Sha1::new();
                 parser.body(head.size, &mut |part| {
                     sha1.update(part);
-                    bodies.out.write(part)
+                    bodies.data(part)
                 })?;
                 if sha1.finalize()[..] != head.guid.0 {
                     let what = format!("body of message {}", head.guid);
@@ -291,14 +287,30 @@ impl<R: BufRead> BufRead for Tee<R> {
 }
 
 /// MESSAGE lines with the bodies that are kept.
-struct Bodies<'o, 'a> {
+pub(super) struct Bodies<'o, 'a> {
     out: &'o mut Out<'a>,
     stamp: Timestamp,
     max: u64,
 }
 
-impl Bodies<'_, '_> {
-    fn begin(&mut self, partition: &[u8], guid: Guid, size: u64) -> Result<()> {
+impl<'o, 'a> Bodies<'o, 'a> {
+    /// All lines are printed with the time `stamp`; a member ends before a body with which it
+    /// would pass `max` plain bytes.
+    pub(super) fn new(out: &'o mut Out<'a>, stamp: i64, max: u64) -> Bodies<'o, 'a> {
+        Bodies {
+            out,
+            stamp: Timestamp(stamp),
+            max,
+        }
+    }
+
+    /// Bytes of the body that was begun.
+    pub(super) fn data(&mut self, bytes: &[u8]) -> Result<()> {
+        self.out.write(bytes)
+    }
+
+    /// Begins a body: `size` bytes follow.
+    pub(super) fn begin(&mut self, partition: &[u8], guid: Guid, size: u64) -> Result<()> {
         let full = self.out.position().saturating_add(size) > self.max;
         if self.out.is_open() && full && self.out.position() > 4096 {
             self.end()?;
@@ -313,7 +325,8 @@ impl Bodies<'_, '_> {
         self.out.write(&body_head(partition, guid, size))
     }
 
-    fn end(&mut self) -> Result<()> {
+    /// Ends the line and its member.
+    pub(super) fn end(&mut self) -> Result<()> {
         if self.out.is_open() {
             self.out.write(b")\r\n")?;
         }

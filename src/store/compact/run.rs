@@ -14,12 +14,12 @@ use crate::store::index::{self, ChunkRow, Index};
 use crate::store::line::{Line, body_head, generation, prefix};
 use crate::store::lock::{Create, DataLock, Wait};
 use crate::store::past;
-use crate::store::reader::{Reader, Stale};
+use crate::store::reader::{Part, Reader, Stale, bodies as read_bodies, readable};
 use crate::store::reindex::{self, From, Trailing};
 use crate::util::hex;
 use crate::util::time::Timestamp;
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -52,8 +52,34 @@ pub fn compact(
     {
         return Ok(Report::default());
     }
-    let reader = opened(path, key, policy, times)?;
-    let survey = Survey::make(&reader, policy, times)?;
+    match attempt(path, key, policy, times, scratch, Reading::Whole) {
+        Err(e) if e.kind() == Kind::Damaged && policy.force && !policy.dry_run => {
+            log::warn!("history up to now is dropped: {e}");
+            attempt(path, key, policy, times, scratch, Reading::Salvage)
+        }
+        done => done,
+    }
+}
+
+/// What is made of a log that does not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// It is left alone.
+    Whole,
+    /// The present state is stated anew, with the bodies that read; the old log is set aside.
+    Salvage,
+}
+
+fn attempt(
+    path: &Path,
+    key: &str,
+    policy: &Policy,
+    times: &Times<'_>,
+    scratch: &Path,
+    reading: Reading,
+) -> Result<Report> {
+    let reader = opened(path, key, policy, times, reading)?;
+    let survey = Survey::make(&reader, policy, times, reading)?;
     if survey.report.outcome != Outcome::Done || policy.dry_run {
         return Ok(survey.report);
     }
@@ -81,7 +107,13 @@ pub fn compact(
 }
 
 /// Opens for reading; a log that the old tools began is taken over first, so that it has a name.
-fn opened(path: &Path, key: &str, policy: &Policy, times: &Times<'_>) -> Result<Reader> {
+fn opened(
+    path: &Path,
+    key: &str,
+    policy: &Policy,
+    times: &Times<'_>,
+    reading: Reading,
+) -> Result<Reader> {
     let reader = Reader::open(path, Stale::Repair(policy.settings))?;
     let newest = reader.index().last_chunk()?.map_or(0, |c| c.last_time);
     if newest > times.now.0.saturating_add(BEHIND) && !policy.force {
@@ -89,12 +121,15 @@ fn opened(path: &Path, key: &str, policy: &Policy, times: &Times<'_>) -> Result<
         return Err(Error::new(Kind::Denied, what).at(path));
     }
     let named = reader.index().meta_text("generation")?;
-    if named.is_some_and(|id| !id.is_empty()) || policy.dry_run {
+    let named = named.is_some_and(|id| !id.is_empty());
+    if named && reading == Reading::Whole || policy.dry_run {
         return Ok(reader);
     }
     drop(reader);
     let mut backup = Backup::open(path, key, policy.wait, Create::No, policy.settings)?;
-    backup.append(&[], times.now)?;
+    if !named {
+        backup.append(&[], times.now)?;
+    }
     backup.finish()?;
     Reader::open(path, Stale::Repair(policy.settings))
 }
@@ -108,10 +143,18 @@ struct Survey {
     plan: Plan,
     report: Report,
     open: bool,
+    /// Chunks that do not read, and needed messages that are lost with them.
+    damaged: HashSet<i64>,
+    lost: HashSet<Guid>,
 }
 
 impl Survey {
-    fn make(reader: &Reader, policy: &Policy, times: &Times<'_>) -> Result<Survey> {
+    fn make(
+        reader: &Reader,
+        policy: &Policy,
+        times: &Times<'_>,
+        reading: Reading,
+    ) -> Result<Survey> {
         let index = reader.index();
         let mut need = survey(index, times)?;
         for guid in &policy.erase {
@@ -121,8 +164,16 @@ impl Survey {
         let before = all.len() as u64;
         let sealed: Vec<ChunkRow> = all.into_iter().filter(|c| c.length.is_some()).collect();
         let open = sealed.len() as u64 != before;
+        let (mut damaged, mut lost) = (HashSet::new(), HashSet::new());
+        if reading == Reading::Salvage {
+            (damaged, lost) = damage(reader, &sealed, &need)?;
+            need.messages.retain(|guid| !lost.contains(guid));
+        }
         let (members, bodies) = members(reader, &sealed, &need)?;
-        let stretches = stretches(index, &sealed, &members, &need, policy, times)?;
+        let mut stretches = stretches(index, &sealed, &members, &need, policy, times)?;
+        if reading == Reading::Salvage {
+            stretches.advance = sealed.last().map(|c| c.id);
+        }
         let sizes = Sizes {
             min: policy.min,
             max: match policy.max {
@@ -171,6 +222,8 @@ impl Survey {
             plan,
             report,
             open,
+            damaged,
+            lost,
         })
     }
 
@@ -196,6 +249,29 @@ fn source(chunk: &ChunkRow) -> Result<Source> {
         first_time: chunk.first_time,
         bodies: Vec::new(),
     })
+}
+
+/// The chunks that are not what was written, and the needed messages in them that do not read.
+fn damage(
+    reader: &Reader,
+    chunks: &[ChunkRow],
+    need: &Need,
+) -> Result<(HashSet<i64>, HashSet<Guid>)> {
+    let (mut damaged, mut lost) = (HashSet::new(), HashSet::new());
+    for chunk in chunks {
+        let source = source(chunk)?;
+        let is = reindex::hash(reader.file(), source.offset, source.length)?;
+        if is[..] == source.sha256[..] {
+            continue;
+        }
+        damaged.insert(chunk.id);
+        let rows = reader.index().bodies(Some(chunk.id))?;
+        let wanted: HashSet<Guid> = rows.iter().map(|row| row.guid).collect();
+        let wanted: Vec<Guid> = wanted.intersection(&need.messages).copied().collect();
+        let good = readable(reader.index(), reader.file(), wanted.iter().copied())?;
+        lost.extend(wanted.into_iter().filter(|guid| !good.contains(guid)));
+    }
+    Ok((damaged, lost))
 }
 
 /// Of each chunk the places of its needed bodies.
@@ -301,6 +377,8 @@ struct Making<'a> {
     index: Index,
     max: u64,
     level: u8,
+    /// Messages that nobody misses: they are to go, or are lost already.
+    skip: HashSet<Guid>,
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -329,6 +407,7 @@ fn make(
             max => max,
         },
         level: policy.level,
+        skip: policy.erase.union(&survey.lost).copied().collect(),
     };
     let id = new_id()?;
     making.generation(&id, key, reader.index(), &survey)?;
@@ -345,7 +424,7 @@ fn make(
         if bytes < UNDER_LOCK {
             break;
         }
-        making.tail(&old, reader.index(), &later, done, policy, times)?;
+        making.tail(&old, reader.index(), &later, done, times)?;
         done = later.last().map_or(done, |c| c.id);
         reader = Reader::open(path, Stale::Refuse)?;
         if reader.index().meta_text("generation")? != was {
@@ -359,7 +438,7 @@ fn make(
         return Err(replaced(path));
     }
     let later = backup.index().chunks_after(done)?;
-    making.tail(&old, backup.index(), &later, done, policy, times)?;
+    making.tail(&old, backup.index(), &later, done, times)?;
     making.manifest(times.now)?;
     same_state(backup.index(), &making.index)?;
     making.acknowledge(backup.index())?;
@@ -372,9 +451,15 @@ fn make(
     making.index.commit()?;
     making.index.detach()?;
     let new_index = switch::close(making.index)?;
-    if policy.keep_previous {
+    let previous = match (survey.damaged.is_empty(), policy.keep_previous) {
+        // Nothing is thrown away because it does not read.
+        (false, _) => Some(format!(".damaged.{}", crate::util::time::now_ms())),
+        (true, true) => Some(format!(".{}", times.now.0)),
+        (true, false) => None,
+    };
+    if let Some(previous) = previous {
         let mut name = path.as_os_str().to_owned();
-        name.push(format!(".{}", times.now.0));
+        name.push(previous);
         report.previous = Some(name.into());
     }
     let old_lock = backup.into_lock()?;
@@ -522,7 +607,10 @@ impl Making<'_> {
             }
         }
         let (max, level) = (self.max, self.level);
-        let small = |sources: &[Source]| sources.iter().map(|s| s.plain).sum::<u64>() <= IN_MEMORY;
+        let torn = |sources: &[Source]| sources.iter().any(|s| survey.damaged.contains(&s.id));
+        let small = |sources: &[Source]| {
+            sources.iter().map(|s| s.plain).sum::<u64>() <= IN_MEMORY && !torn(sources)
+        };
         let work = |(sources, take): &(Vec<Source>, Take)| -> Result<Option<(Vec<u8>, Vec<u8>)>> {
             if !small(sources) {
                 return Ok(None);
@@ -545,7 +633,10 @@ impl Making<'_> {
                             }
                             None => {
                                 let (sources, take) = groups.get(at).ok_or_else(gone)?;
-                                self.large(&old, sources, *take)?;
+                                match torn(sources) {
+                                    true => self.salvage(reader, sources)?,
+                                    false => self.large(&old, sources, *take)?,
+                                }
                             }
                         }
                         at += 1;
@@ -554,6 +645,33 @@ impl Making<'_> {
             }
             Ok(())
         })
+    }
+
+    /// The bodies that read, of members of which some do not.
+    fn salvage(&mut self, reader: &Reader, sources: &[Source]) -> Result<()> {
+        let mut out = Out::file(self.file, self.end, self.level);
+        let stamp = sources.first().map_or(0, |s| s.first_time);
+        let mut wanted = Vec::new();
+        for source in sources {
+            let rows = reader.index().bodies(Some(source.id))?.into_iter();
+            let rows = rows.filter(|row| source.bodies.binary_search(&row.offset).is_ok());
+            wanted.extend(rows.map(|row| row.guid));
+        }
+        let mut bodies = super::rewrite::Bodies::new(&mut out, stamp, self.max);
+        read_bodies(
+            reader.index(),
+            reader.file(),
+            wanted,
+            &mut |row, part| match part {
+                Part::Begin => bodies.begin(row.partition.as_bytes(), row.guid, row.size),
+                Part::Data(bytes) => bodies.data(bytes),
+                Part::End(true) => Ok(()),
+                Part::End(false) => Err(Error::new(Kind::Damaged, "a body changed meanwhile")),
+            },
+        )?;
+        bodies.end()?;
+        let (_, end) = out.finish()?;
+        self.enter(end)
     }
 
     /// A group that is too large to be held in memory: read once for bodies, once for lines.
@@ -677,12 +795,11 @@ impl Making<'_> {
         index: &Index,
         later: &[ChunkRow],
         done: i64,
-        policy: &Policy,
         times: &Times<'_>,
     ) -> Result<()> {
         let need = survey(index, times)?;
         let mut lacking: BTreeMap<i64, Vec<u64>> = BTreeMap::new();
-        for guid in need.messages.difference(&policy.erase) {
+        for guid in need.messages.difference(&self.skip) {
             if self.index.body(*guid)?.is_some() {
                 continue;
             }
@@ -716,7 +833,7 @@ impl Making<'_> {
             let end = self.copy(old, &source(chunk)?)?;
             self.enter(end)?;
         }
-        for guid in need.messages.difference(&policy.erase) {
+        for guid in need.messages.difference(&self.skip) {
             if self.index.body(*guid)?.is_none() && index.body(*guid)?.is_some() {
                 let what = format!("compaction would lose message {guid}: abandoned");
                 return Err(Error::new(Kind::Internal, what));

@@ -121,7 +121,7 @@ fn is_foreign(path: &Path) -> bool {
 impl Index {
     /// Makes a new, empty index; what lies there is removed. The caller holds the backup's lock.
     pub fn create(path: &Path) -> Result<Index> {
-        let settings = [schema::SETTINGS, schema::FRESH, schema::WAL];
+        let settings = [schema::SETTINGS, schema::FRESH, schema::MAKING, schema::WAL];
         Index::create_with(path, &settings.concat(), true)
     }
 
@@ -205,9 +205,13 @@ impl Index {
     fn connect(name: &Path, path: &Path, mode: OpenFlags, settings: &str) -> Result<Index> {
         let conn = Connection::open_with_flags(name, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)
             .map_err(|e| {
-                Error::new(Kind::NeedsReindex, "cannot open index")
-                    .because(e)
-                    .at(path)
+                // One that is there and cannot be opened, for want of descriptors perhaps, is no
+                // reason to make it anew.
+                let kind = match path.try_exists() {
+                    Ok(false) => Kind::NeedsReindex,
+                    _ => Kind::Io,
+                };
+                Error::new(kind, "cannot open index").because(e).at(path)
             })?;
         let index = Index {
             conn,

@@ -38,6 +38,10 @@ pub const APART: &str = "
 /// The mode in which readers and a writer work side by side.
 pub const WAL: &str = "PRAGMA journal_mode = WAL;";
 
+/// While a new index is made: no journal that a kill would leave beside it, to be played back by
+/// whoever may write. What is half made is made again.
+pub const MAKING: &str = "PRAGMA journal_mode = MEMORY;";
+
 /// A new index.
 pub const CREATE: &str = "
     BEGIN;
