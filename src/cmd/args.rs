@@ -2,12 +2,14 @@
 //!
 //! Words in, values or `Kind::Usage` out; only a time asks the clock.
 
+use crate::cyrus::config::parse::duration;
 use crate::error::{Error, Kind, Result};
 use crate::sys::clock;
 use crate::util::time::{Timestamp, now};
 use crate::util::when::{self, Day};
 use getopts::{Matches, Options};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The global options; they may stand before or behind the command.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,6 +79,22 @@ pub fn time(m: &Matches, name: &str, day: Day) -> Result<Option<Timestamp>> {
         when::parse(&text, now(), &zone, day).map_err(|why| usage(format!("--{name}: {why}")))
     };
     m.opt_str(name).map(parse).transpose()
+}
+
+/// Adds `--max-time`.
+pub fn max_time(o: &mut Options) {
+    o.optopt("", "max-time", "begin no further one after that", "TIME");
+}
+
+/// What it says.
+pub fn max_time_of(m: &Matches) -> Result<Option<Duration>> {
+    let parse = |text: String| {
+        let secs = duration(&text, b's').and_then(|n| u64::try_from(n).ok());
+        let secs = secs.filter(|&n| n > 0);
+        let bad = || usage("--max-time wants a time such as 90m or 2h30m");
+        secs.map(Duration::from_secs).ok_or_else(bad)
+    };
+    m.opt_str("max-time").map(parse).transpose()
 }
 
 /// An error in the command line.

@@ -6,13 +6,12 @@
 //! there is nothing to do, 1 if a backup was held by somebody else or failed, 65 if a log does not
 //! read.
 
-use super::args::{self, usage};
+use super::args;
 use super::output::{Out, plain};
 use super::parallel::in_order;
 use super::select::{self, Chosen, Select};
 use super::{Context, IDENT, Job, Outcome, status};
 use crate::cyrus::config::options::Opt;
-use crate::cyrus::config::parse::duration;
 use crate::cyrus::config::retention::Retention;
 use crate::cyrus::syslog;
 use crate::error::{Error, Kind, Result};
@@ -52,8 +51,8 @@ pub fn options() -> Options {
     o.optflag("F", "force", "all that can be done, in spite of the brake");
     o.optflag("n", "dry-run", "say what would be done");
     o.optflag("w", "", "wait for backups that are locked");
-    o.optopt("", "jobs", "threads (default 2)", "N");
-    o.optopt("", "max-time", "begin no further backup after that", "TIME");
+    args::jobs(&mut o);
+    args::max_time(&mut o);
     o
 }
 
@@ -65,20 +64,6 @@ pub fn job(m: &Matches) -> Result<Job> {
 
 impl Args {
     fn parse(m: &Matches) -> Result<Args> {
-        let jobs = match m.opt_str("jobs").map(|n| n.parse()) {
-            None => 2,
-            Some(Ok(n @ 1..=64)) => n,
-            Some(_) => return Err(usage("--jobs wants a number from 1 to 64")),
-        };
-        let max_time = match m.opt_str("max-time") {
-            None => None,
-            Some(text) => {
-                let secs = duration(&text, b's').and_then(|n| u64::try_from(n).ok());
-                let bad = || usage("--max-time wants a time such as 90m or 2h30m");
-                let secs = secs.filter(|&n| n > 0).ok_or_else(bad)?;
-                Some(Duration::from_secs(secs))
-            }
-        };
         Ok(Args {
             select: Select::some_or_all(m)?,
             all: m.free.is_empty(),
@@ -86,8 +71,8 @@ impl Args {
             force: m.opt_present("F"),
             dry_run: m.opt_present("n"),
             json: m.opt_present("j"),
-            jobs,
-            max_time,
+            jobs: args::jobs_of(m)?,
+            max_time: args::max_time_of(m)?,
         })
     }
 }

@@ -4,12 +4,11 @@
 //! with `--max-time` those come first that were not looked at for longest. Exit status 65 if
 //! anything is not as it should be, 1 if a backup could not be looked at.
 
-use super::args::{self, usage};
+use super::args;
 use super::output::{Out, plain};
 use super::parallel::in_order;
 use super::select::{self, Chosen, Select};
 use super::{Context, Job, Outcome, status};
-use crate::cyrus::config::parse::duration;
 use crate::error::{Kind, Result};
 use crate::store::proven::{Proved, Proven};
 use crate::store::rescan::fits;
@@ -38,7 +37,7 @@ pub fn options() -> Options {
     args::json(&mut o);
     o.optflag("", "quick", "compare hashes of the compressed bytes only");
     args::jobs(&mut o);
-    o.optopt("", "max-time", "begin no further one after that", "TIME");
+    args::max_time(&mut o);
     o
 }
 
@@ -50,16 +49,6 @@ pub fn job(m: &Matches) -> Result<Job> {
 
 impl Args {
     fn parse(m: &Matches) -> Result<Args> {
-        let max_time = match m.opt_str("max-time") {
-            None => None,
-            Some(text) => {
-                let secs = duration(&text, b's').and_then(|n| u64::try_from(n).ok());
-                let bad = || usage("--max-time wants a time such as 90m or 2h30m");
-                Some(Duration::from_secs(
-                    secs.filter(|&n| n > 0).ok_or_else(bad)?,
-                ))
-            }
-        };
         Ok(Args {
             select: Select::some_or_all(m)?,
             depth: match m.opt_present("quick") {
@@ -68,7 +57,7 @@ impl Args {
             },
             json: m.opt_present("j"),
             jobs: args::jobs_of(m)?,
-            max_time,
+            max_time: args::max_time_of(m)?,
         })
     }
 }

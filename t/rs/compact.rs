@@ -169,7 +169,7 @@ fn compaction_leaves_the_meaning_alone() {
         return history(seed.parse().unwrap());
     }
     let many = std::env::var("COMPACT_HISTORIES");
-    let many: u64 = many.map_or(40, |n| n.parse().unwrap());
+    let many: u64 = many.map_or(25, |n| n.parse().unwrap());
     for seed in 1..=many {
         history(seed);
     }

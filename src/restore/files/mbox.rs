@@ -2,7 +2,7 @@
 //! `mboxrd`.
 //!
 //! A file that is there is read through first. What a broken run left of its last message is cut off
-//! when the next message comes; what a mail reader has changed or added stays. A file whose first line
+//! and kept beside it when the next message comes; what a mail reader has changed or added stays. A file whose first line
 //! is not ours is refused.
 
 use super::dir::{Dir, Unfinished};
@@ -69,6 +69,8 @@ struct Output {
     end: u64,
     there: HashMap<(String, Guid), Vec<u32>>,
     is_new: bool,
+    /// Whether something lies behind `end` that was there before us.
+    torn: bool,
 }
 
 impl Output {
@@ -80,6 +82,7 @@ impl Output {
             end: 0,
             there: HashMap::new(),
             is_new: true,
+            torn: false,
         }
     }
 
@@ -92,6 +95,7 @@ impl Output {
             end: 0,
             there: HashMap::new(),
             is_new: false,
+            torn: false,
         };
         let file = match File::options().read(true).write(true).open(path) {
             Ok(file) => file,
@@ -103,6 +107,11 @@ impl Output {
         };
         own(&file, path)?;
         output.scan(BufReader::with_capacity(BUFFER, &file))?;
+        let length = file
+            .metadata()
+            .map_err(|e| output.fail("cannot read", e))?
+            .len();
+        output.torn = length > output.end;
         output.file = Some(BufWriter::with_capacity(BUFFER, file));
         Ok(output)
     }
@@ -190,6 +199,29 @@ impl Output {
         Ok(())
     }
 
+    /// Keeps what is to be cut off: it may be a reader's doing and not a broken run's.
+    fn set_aside(&mut self) -> Result<()> {
+        let Some(path) = self.path.clone().filter(|_| std::mem::take(&mut self.torn)) else {
+            return Ok(());
+        };
+        let fail = |e| Error::io("cannot set aside", e).at(&path);
+        let mut from = File::open(&path).map_err(fail)?;
+        from.seek(SeekFrom::Start(self.end)).map_err(fail)?;
+        for number in 1u32.. {
+            let mut name = path.clone().into_os_string();
+            name.push(format!(".torn{number}"));
+            match File::options().write(true).create_new(true).open(&name) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(fail(e)),
+                Ok(mut to) => {
+                    io::copy(&mut from, &mut to).map_err(fail)?;
+                    return to.sync_all().map_err(fail);
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn cut(&mut self) -> Result<()> {
         if let Some(w) = self.file.take() {
             let (mut file, _) = w.into_parts();
@@ -219,6 +251,7 @@ impl Output {
             };
         }
         self.make()?;
+        self.set_aside()?;
         self.cut()?;
         let from = format!(
             "From {}.{}.{}@{folder} {}\n",

@@ -343,6 +343,12 @@ fn broken_off_anywhere_the_next_run_completes() {
             assert_eq!(now.len(), bytes.len(), "{format:?} cut at {cut}");
             if format == Format::Mbox {
                 assert_eq!(now, bytes, "cut at {cut}");
+                // What was cut off is kept, in case it was somebody's.
+                let kept = fs::read(temp.0.join("x.torn1")).unwrap_or_default();
+                let ends = bytes[..cut].ends_with(b"\n\n");
+                let is_between = cut == 0 || ends && bytes[cut..].starts_with(b"From ");
+                assert_eq!(kept.is_empty(), is_between, "cut at {cut}");
+                assert!(bytes[..cut].ends_with(&kept), "cut at {cut}");
             }
             assert!(done.iter().map(|d| d.brought + d.there).eq([2, 1]), "{cut}");
         }

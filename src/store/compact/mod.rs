@@ -9,18 +9,21 @@
 //! A log that was compacted is, in this order: what it is (GENERATION); bodies; the state at the
 //! retention's edge, as lines; bodies and lines of what happened since; a MANIFEST of all of it
 //! (`doc/format.md` 3.6). `need` says what is needed, `plan` what is done with each member,
-//! `rewrite` and `state` write, `run` puts it together, `switch` puts it in place.
+//! `rewrite` and `state` write, `making` puts it together, `switch` puts it in place; `run` is the
+//! order of all that.
 //!
 //! Fails with `Damaged` if the log does not read (nothing is changed: `heal` first), `Locked` if
 //! somebody else compacts it or has it for too long, and the kinds of the disk. Whatever fails, the
 //! old pair stays as it was.
 
+mod making;
 pub mod need;
 pub mod out;
 pub mod plan;
 mod rewrite;
 mod run;
 mod state;
+mod survey;
 mod switch;
 
 pub use run::compact;

@@ -300,3 +300,136 @@ impl<'a> Groups<'a> {
         self.steps.push(Step::Rewrite(group, lines));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: Sizes = Sizes {
+        min: 0,
+        max: 8 << 20,
+        force: false,
+    };
+
+    fn bodies(id: i64, plain: u64, kept: u64) -> Member {
+        Member {
+            id,
+            length: plain / 2,
+            plain,
+            kept,
+            compacted: true,
+            bodies_only: true,
+            has_bodies: true,
+        }
+    }
+
+    fn lines(id: i64, plain: u64) -> Member {
+        Member {
+            id,
+            length: plain / 4,
+            plain,
+            compacted: true,
+            ..Member::default()
+        }
+    }
+
+    fn fresh(id: i64, plain: u64, kept: u64) -> Member {
+        Member {
+            compacted: false,
+            bodies_only: false,
+            ..bodies(id, plain, kept)
+        }
+    }
+
+    #[test]
+    fn what_was_compacted_and_is_needed_is_spliced() {
+        let members = [
+            bodies(1, 1 << 20, 1 << 20),
+            lines(2, 5000),
+            bodies(3, 1 << 20, 900_000),
+        ];
+        let plan = plan(&members, &Stretches::default(), &SIZES);
+        let spliced: Vec<Step> = (0..3).map(Step::Splice).collect();
+        assert_eq!(plan.steps, spliced);
+        assert!(!plan.pays(1));
+    }
+
+    #[test]
+    fn waste_is_written_anew_and_what_is_not_needed_goes() {
+        let members = [
+            bodies(1, 1 << 20, 0),
+            bodies(2, 1 << 20, 700_000),
+            bodies(3, 1 << 20, 1_000_000),
+        ];
+        let plan = plan(&members, &Stretches::default(), &SIZES);
+        // The first of these is small enough beside the other to be joined, the last is behind it.
+        assert_eq!(plan.steps, [Step::Rewrite(vec![1], true), Step::Splice(2)]);
+        assert_eq!((plan.dropped, plan.rewritten), (1, 1));
+        assert_eq!(plan.freed_plain, (1 << 20) + (1 << 20) - 700_000);
+        assert!(plan.pays(2) && !plan.pays(3));
+    }
+
+    #[test]
+    fn small_ones_are_joined_and_take_in_small_neighbours() {
+        let mut members = vec![bodies(1, 4 << 20, 4 << 20), bodies(2, 50_000, 50_000)];
+        members.extend((3..103).map(|id| fresh(id, 3000, 2500)));
+        let plan = plan(&members, &Stretches::default(), &SIZES);
+        assert_eq!(plan.steps.len(), 2);
+        assert_eq!(plan.steps[0], Step::Splice(0));
+        let joined: Vec<usize> = (1..102).collect();
+        assert_eq!(plan.steps[1], Step::Rewrite(joined, true));
+        assert_eq!(plan.joined, 100);
+    }
+
+    #[test]
+    fn before_the_state_only_bodies_stay() {
+        let members = [
+            lines(1, 100),
+            bodies(2, 1 << 20, 1 << 20),
+            lines(3, 90_000),
+            fresh(4, 100_000, 60_000),
+            fresh(5, 100_000, 60_000),
+            lines(6, 5000),
+        ];
+        let stretches = Stretches {
+            advance: Some(4),
+            about: [1, 0],
+            ..Stretches::default()
+        };
+        let plan = plan(&members, &stretches, &SIZES);
+        assert_eq!(
+            plan.steps,
+            [
+                Step::Splice(1),
+                Step::Rewrite(vec![3], false),
+                Step::State,
+                Step::Rewrite(vec![4], true),
+                Step::Splice(5)
+            ]
+        );
+        assert_eq!(plan.dropped, 1);
+    }
+
+    #[test]
+    fn an_old_state_stays_or_is_stated_anew() {
+        let members = [
+            bodies(1, 1 << 20, 1 << 20),
+            lines(2, 5000),
+            lines(3, 5000),
+            fresh(4, 900, 800),
+        ];
+        let mut stretches = Stretches {
+            state: Some((2, 3)),
+            ..Stretches::default()
+        };
+        let stays = plan(&members, &stretches, &SIZES);
+        let group = Step::Rewrite(vec![3], true);
+        let kept = [Step::Splice(0), Step::Splice(1), Step::Splice(2)];
+        assert_eq!(stays.steps[..3], kept);
+        assert_eq!(stays.steps[3], group);
+        stretches.advance = Some(4);
+        let anew = plan(&members, &stretches, &SIZES);
+        let rest = Step::Rewrite(vec![3], false);
+        assert_eq!(anew.steps, [Step::Splice(0), rest, Step::State]);
+    }
+}

@@ -5,8 +5,10 @@ into a directory of its own, to which a link in /usr/lib leads. It runs as the u
 `admin` is its master user and may act for others.
 """
 
+import glob
 import os
 import signal
+import subprocess
 
 from . import sandbox
 from .imap import Imap
@@ -28,7 +30,21 @@ def problem():
     """Why there is no Dovecot to test with, or None."""
     if sandbox.problem():
         return sandbox.problem()
-    return None if prefix() is not None else "Dovecot is not there: contrib/install-deps"
+    where = prefix()
+    if where is None:
+        return "Dovecot is not there: contrib/install-deps"
+    told = subprocess.run([where + "/usr/sbin/dovecot", "--version"], env=environment(where), capture_output=True)
+    version = told.stdout.decode().split(" ")[0].strip()
+    return None if version.startswith("2.3.") else "Dovecot %s: the settings here are for 2.3" % version
+
+
+def environment(where):
+    """With the libraries of one that is unpacked."""
+    env = dict(os.environ)
+    if where:
+        folders = [where + "/usr/lib/dovecot"] + glob.glob(where + "/usr/lib/*-linux-gnu*")
+        env["LD_LIBRARY_PATH"] = ":".join(folders)
+    return env
 
 
 CONF = """
@@ -110,9 +126,7 @@ class Dovecot:
             more=more,
         )
         self.conf = write(self.dir + "/dovecot.conf", conf)
-        env = dict(os.environ)
-        if where:
-            env["LD_LIBRARY_PATH"] = where + "/usr/lib/dovecot:" + where + "/usr/lib/x86_64-linux-gnu"
+        env = environment(where)
         # What dovecot does first itself, but with the path of an installed doveconf.
         argv = [where + "/usr/bin/doveconf", "-f", "service=master", "-c", self.conf, "-m", "master"]
         argv += ["-e", where + "/usr/sbin/dovecot", "-F", "-c", self.conf]

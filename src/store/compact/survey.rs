@@ -1,0 +1,265 @@
+//! What there is to be done: what is needed, where it is, and whether it pays.
+
+use super::need::{Need, Times, survey};
+use super::out::{XFL, XFL_AT};
+use super::plan::{Member, Plan, Sizes, Stretches, plan};
+use super::rewrite::Source;
+use super::{Outcome, Policy, Report};
+use crate::cyrus::guid::Guid;
+use crate::error::{Error, Kind, Result};
+use crate::store::index::{ChunkRow, Index};
+use crate::store::line::{body_head, prefix};
+use crate::store::reader::{Reader, readable};
+use crate::store::reindex;
+use crate::util::time::Timestamp;
+use std::collections::{HashMap, HashSet};
+
+/// What expired this long ago goes even where it hardly pays, in seconds.
+const OVERDUE: i64 = 30 * 86_400;
+/// Plain bytes of a bodies' member beside the bodies, at the most.
+const FRAME: u64 = 80;
+
+/// What is made of a log that does not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// It is left alone.
+    Whole,
+    /// The present state is stated anew, with the bodies that read; the old log is set aside.
+    Salvage,
+}
+
+/// What is to be done.
+pub(super) struct Survey {
+    pub(super) chunks: Vec<ChunkRow>,
+    pub(super) bodies: Places,
+    pub(super) members: Vec<Member>,
+    pub(super) stretches: Stretches,
+    pub(super) plan: Plan,
+    pub(super) report: Report,
+    pub(super) open: bool,
+    /// Chunks that do not read, and needed messages that are lost with them.
+    pub(super) damaged: HashSet<i64>,
+    pub(super) lost: HashSet<Guid>,
+}
+
+impl Survey {
+    pub(super) fn make(
+        reader: &Reader,
+        policy: &Policy,
+        times: &Times<'_>,
+        reading: Reading,
+    ) -> Result<Survey> {
+        let index = reader.index();
+        let mut need = survey(index, times)?;
+        for guid in &policy.erase {
+            need.messages.remove(guid);
+        }
+        let all = index.chunks()?;
+        let before = all.len() as u64;
+        let sealed: Vec<ChunkRow> = all.into_iter().filter(|c| c.length.is_some()).collect();
+        let open = sealed.len() as u64 != before;
+        let (mut damaged, mut lost) = (HashSet::new(), HashSet::new());
+        if reading == Reading::Salvage {
+            (damaged, lost) = damage(reader, &sealed, &need)?;
+            need.messages.retain(|guid| !lost.contains(guid));
+        }
+        let (members, bodies) = members(reader, &sealed, &need)?;
+        let mut stretches = stretches(index, &sealed, &members, &need, policy, times)?;
+        if reading == Reading::Salvage {
+            stretches.advance = sealed.last().map(|c| c.id);
+        }
+        let sizes = Sizes {
+            min: policy.min,
+            max: match policy.max {
+                0 => policy.settings.chunk_max,
+                max => max,
+            },
+            force: policy.force,
+        };
+        let plan = plan(&members, &stretches, &sizes);
+        let bytes = index.meta_number("acknowledged")?.unwrap_or(0) as u64;
+        let overdue = need.first_expired.is_some_and(|t| {
+            let kept = times.edge().map_or(0, |edge| times.now.0 - edge);
+            stretches.advance.is_some() && t < times.now.0 - kept - OVERDUE.max(kept)
+        });
+        let wanted = policy.force && (plan.dropped + plan.rewritten > 0)
+            || plan.pays(policy.threshold)
+            || overdue;
+        let held = need.loss.brakes(policy.brake) && !policy.force;
+        let report = Report {
+            outcome: match (held, wanted) {
+                (true, _) => Outcome::Held,
+                (false, true) => Outcome::Done,
+                (false, false) => Outcome::Nothing,
+            },
+            chunks_before: before,
+            chunks_after: before,
+            bytes_before: bytes,
+            bytes_after: bytes.saturating_sub(plan.freed),
+            rewritten: plan.rewritten_bytes,
+            spliced: plan.bytes.saturating_sub(plan.rewritten_bytes),
+            expired_records: need.expired_records,
+            expired_mailboxes: need.expired_mailboxes,
+            expired_others: need.expired_others,
+            dropped_chunks: plan.dropped,
+            joined_chunks: plan.joined,
+            next: need.next,
+            loss: need.loss,
+            generation: index.meta_text("generation")?.unwrap_or_default(),
+            previous: None,
+        };
+        Ok(Survey {
+            chunks: sealed,
+            bodies,
+            members,
+            stretches,
+            plan,
+            report,
+            open,
+            damaged,
+            lost,
+        })
+    }
+
+    pub(super) fn source(&self, at: usize) -> Result<Source> {
+        let chunk = self.chunks.get(at).ok_or_else(gone)?;
+        let mut source = source(chunk)?;
+        source.bodies = self.bodies.get(&chunk.id).cloned().unwrap_or_default();
+        Ok(source)
+    }
+}
+
+pub(super) fn gone() -> Error {
+    Error::new(Kind::Internal, "a chunk is gone")
+}
+
+pub(super) fn source(chunk: &ChunkRow) -> Result<Source> {
+    Ok(Source {
+        id: chunk.id,
+        offset: chunk.offset,
+        length: chunk.length.ok_or_else(gone)?,
+        plain: chunk.plain_length.unwrap_or(0),
+        sha256: chunk.sha256.clone().unwrap_or_default(),
+        first_time: chunk.first_time,
+        bodies: Vec::new(),
+    })
+}
+
+/// The chunks that are not what was written, and the needed messages in them that do not read.
+fn damage(
+    reader: &Reader,
+    chunks: &[ChunkRow],
+    need: &Need,
+) -> Result<(HashSet<i64>, HashSet<Guid>)> {
+    let (mut damaged, mut lost) = (HashSet::new(), HashSet::new());
+    for chunk in chunks {
+        let source = source(chunk)?;
+        let is = reindex::hash(reader.file(), source.offset, source.length)?;
+        if is[..] == source.sha256[..] {
+            continue;
+        }
+        damaged.insert(chunk.id);
+        let rows = reader.index().bodies(Some(chunk.id))?;
+        let wanted: HashSet<Guid> = rows.iter().map(|row| row.guid).collect();
+        let wanted: Vec<Guid> = wanted.intersection(&need.messages).copied().collect();
+        let good = readable(reader.index(), reader.file(), wanted.iter().copied())?;
+        lost.extend(wanted.into_iter().filter(|guid| !good.contains(guid)));
+    }
+    Ok((damaged, lost))
+}
+
+/// Of each chunk the places of its needed bodies.
+type Places = HashMap<i64, Vec<u64>>;
+
+/// The members with what is needed of them, and where the needed bodies are.
+fn members(reader: &Reader, chunks: &[ChunkRow], need: &Need) -> Result<(Vec<Member>, Places)> {
+    /// What the bodies in a chunk come to.
+    #[derive(Default)]
+    struct Sum {
+        kept: u64,
+        all: u64,
+        n: u64,
+        bodies: Vec<u64>,
+    }
+    let mut sums: HashMap<i64, Sum> = HashMap::new();
+    for row in reader.index().bodies(None)? {
+        let sum = sums.entry(row.chunk_id).or_default();
+        let head = body_head(row.partition.as_bytes(), row.guid, row.size);
+        let bytes = head.len() as u64 + row.size;
+        sum.all += bytes;
+        sum.n += 1;
+        if need.messages.contains(&row.guid) {
+            sum.kept += bytes + 1;
+            sum.bodies.push(row.offset);
+        }
+    }
+    let mut members = Vec::with_capacity(chunks.len());
+    let mut bodies = HashMap::new();
+    for chunk in chunks {
+        let mut xfl = [0];
+        let at = chunk.offset + XFL_AT as u64;
+        let read = reader.file().read_at(&mut xfl, at);
+        let read = read.map_err(|e| Error::io("cannot read log", e))?;
+        let sum = sums.remove(&chunk.id).unwrap_or_default();
+        let plain = chunk.plain_length.unwrap_or(0);
+        // All plain bytes are spoken for: the first line, one MESSAGE line, and its bodies.
+        let line = prefix(Timestamp(chunk.first_time), "MESSAGE");
+        let frame = crate::store::line::CHUNK_START.len() + line.len() + "()\r\n".len();
+        let bodies_only = sum.n > 0 && plain == frame as u64 + sum.all + sum.n - 1;
+        members.push(Member {
+            id: chunk.id,
+            length: chunk.length.unwrap_or(0),
+            plain,
+            kept: match sum.bodies.len() {
+                0 => 0,
+                _ => (sum.kept + FRAME).min(plain),
+            },
+            compacted: read == 1 && xfl[0] == XFL,
+            bodies_only,
+            has_bodies: sum.n > 0,
+        });
+        bodies.insert(chunk.id, sum.bodies);
+    }
+    Ok((members, bodies))
+}
+
+fn stretches(
+    index: &Index,
+    chunks: &[ChunkRow],
+    members: &[Member],
+    need: &Need,
+    policy: &Policy,
+    times: &Times<'_>,
+) -> Result<Stretches> {
+    let number = |key| index.meta_number(key);
+    let state = number("state_chunk")?.zip(number("state_last")?);
+    let mut out = Stretches {
+        state,
+        advance: None,
+        about: [1, number("compacted")?.unwrap_or(0)],
+    };
+    let Some(edge) = times.history_edge() else {
+        return Ok(out);
+    };
+    let since = state.map_or(0, |s| s.1);
+    let old = chunks.iter().zip(members);
+    let old = old.take_while(|(c, _)| c.last_time <= edge);
+    // Bodies alone say nothing.
+    let old = old.filter(|(c, m)| c.id > since && !m.bodies_only && !out.about.contains(&c.id));
+    let Some((last, _)) = old.last() else {
+        return Ok(out);
+    };
+    let between = |id: i64| id > since && id <= last.id;
+    // Lines that could go, against what stating everything takes.
+    let lines: u64 = members
+        .iter()
+        .filter(|m| between(m.id) && !m.bodies_only)
+        .map(|m| m.plain.saturating_sub(m.kept))
+        .sum();
+    let records = index.counts()?.records.max(0) as u64;
+    let frees = need.first_expired.is_some_and(|t| t <= last.last_time);
+    if policy.force || frees || lines > (64 * 1024).max(records * 500) {
+        out.advance = Some(last.id);
+    }
+    Ok(out)
+}
