@@ -1,5 +1,6 @@
 //! Store and server through the library.
 mod adopt;
+mod bytes;
 mod compact;
 mod crash;
 mod heal;
@@ -13,5 +14,6 @@ mod past;
 mod restore;
 mod review;
 mod store;
+mod sweep;
 mod torn;
 mod twoskip;
