@@ -164,7 +164,15 @@ impl From<rusqlite::Error> for Error {
             Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
                 Kind::NeedsReindex
             }
-            _ => Kind::Db,
+            Some(_) => Kind::Db,
+            // A value of a type that nobody has put there.
+            None => match e {
+                rusqlite::Error::InvalidColumnType(..)
+                | rusqlite::Error::FromSqlConversionFailure(..)
+                | rusqlite::Error::IntegralValueOutOfRange(..)
+                | rusqlite::Error::Utf8Error(..) => Kind::NeedsReindex,
+                _ => Kind::Db,
+            },
         };
         Error::new(kind, "index").because(e)
     }

@@ -10,6 +10,7 @@
 use super::Login;
 use super::sasl::{Client, Mechanism};
 use super::stream::{Address, Stream, broken};
+use super::tls::Trust;
 use crate::cyrus::dlist::{Form, Limits, Parser, Value, print};
 use crate::error::{Error, Kind, Result};
 use base64ct::{Base64, Encoding};
@@ -80,6 +81,39 @@ impl Status {
     }
 }
 
+/// What a server says of itself before anything else, and again after STARTTLS.
+#[derive(Debug, Default)]
+struct Banner {
+    mechanisms: Vec<String>,
+    starttls: bool,
+    deflate: bool,
+}
+
+impl Banner {
+    fn read(stream: &mut Stream) -> Result<Banner> {
+        let mut banner = Banner::default();
+        loop {
+            let line = stream.line()?;
+            let text = String::from_utf8_lossy(&line).into_owned();
+            let mut words = text.split_ascii_whitespace();
+            if words.next() != Some("*") {
+                return Err(Error::new(Kind::Protocol, "not a replication server"));
+            }
+            let word = words.next().unwrap_or_default().to_ascii_uppercase();
+            match word.as_str() {
+                "OK" => return Ok(banner),
+                "SASL" => banner.mechanisms.extend(words.map(str::to_owned)),
+                "STARTTLS" => banner.starttls = true,
+                "COMPRESS" => banner.deflate = words.any(|w| w.eq_ignore_ascii_case("DEFLATE")),
+                "NO" | "BAD" | "BYE" => {
+                    return Err(Error::new(Kind::Io, format!("the server refuses: {text}")));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
 /// A connection that speaks replication.
 pub struct Csync {
     stream: Stream,
@@ -91,45 +125,52 @@ pub struct Csync {
 pub type Each<'a> = dyn FnMut(&str, &mut Parser<&mut Stream>) -> Result<()> + 'a;
 
 impl Csync {
-    /// Connects to a replication port, logs in if the server wants that, and compresses if it
-    /// offers to and is not on this machine. `Denied` if the login is refused, `Config` if there
-    /// is no way to log in.
-    pub fn connect(address: &Address, login: Option<&Login>, timeouts: Timeouts) -> Result<Csync> {
-        Csync::try_connect(address, login, timeouts).map_err(|e| match e.kind() {
+    /// Connects to a replication port, starts TLS if the server offers it, logs in if the server
+    /// wants that, and compresses if it offers to and is not on this machine. `Denied` if the login
+    /// is refused, `Config` if there is no way to log in or the certificate is not accepted.
+    pub fn connect(
+        address: &Address,
+        login: Option<&Login>,
+        trust: &Trust,
+        timeouts: Timeouts,
+    ) -> Result<Csync> {
+        let connected = Csync::try_connect(address, login, trust, timeouts);
+        connected.map_err(|e| match e.kind() {
             // Has its place.
             Kind::Io if e.to_string().contains("cannot connect") => e,
             _ => e.place(address.to_string()),
         })
     }
 
-    fn try_connect(address: &Address, login: Option<&Login>, timeouts: Timeouts) -> Result<Csync> {
-        let mut stream = Stream::connect(address, timeouts.login)?;
-        let mut offered = Vec::new();
-        let (mut tls, mut compress) = (false, false);
-        loop {
+    fn try_connect(
+        address: &Address,
+        login: Option<&Login>,
+        trust: &Trust,
+        timeouts: Timeouts,
+    ) -> Result<Csync> {
+        let stream = Stream::connect(address, trust, timeouts.login)?;
+        let csync = Csync::over(stream, matches!(address, Address::Unix(_)), login)?;
+        csync.stream.set_timeout(timeouts.work).map_err(broken)?;
+        Ok(csync)
+    }
+
+    /// The same over a stream on which nothing was read yet.
+    fn over(mut stream: Stream, is_unix: bool, login: Option<&Login>) -> Result<Csync> {
+        let mut banner = Banner::read(&mut stream)?;
+        if banner.starttls && stream.may_start_tls() {
+            stream.send_line(b"STARTTLS")?;
             let line = stream.line()?;
-            let text = String::from_utf8_lossy(&line).into_owned();
-            let mut words = text.split_ascii_whitespace();
-            if words.next() != Some("*") {
-                return Err(Error::new(Kind::Protocol, "not a replication server"));
+            if !line.starts_with(b"OK") {
+                let text = String::from_utf8_lossy(&line).into_owned();
+                return Err(
+                    Error::new(Kind::Protocol, "STARTTLS was offered and is refused").place(text),
+                );
             }
-            match words
-                .next()
-                .unwrap_or_default()
-                .to_ascii_uppercase()
-                .as_str()
-            {
-                "OK" => break,
-                "SASL" => offered.extend(words.map(str::to_owned)),
-                "STARTTLS" => tls = true,
-                "COMPRESS" => compress = words.any(|w| w.eq_ignore_ascii_case("DEFLATE")),
-                "NO" | "BAD" | "BYE" => {
-                    return Err(Error::new(Kind::Io, format!("the server refuses: {text}")));
-                }
-                _ => {}
-            }
+            stream.start_tls()?;
+            // What it said in plain text counts for nothing.
+            banner = Banner::read(&mut stream)?;
         }
-        let is_unix = matches!(address, Address::Unix(_));
+        let offered = banner.mechanisms;
         if !offered.is_empty() {
             let login = login.ok_or_else(|| {
                 Error::new(
@@ -138,16 +179,13 @@ impl Csync {
                 )
             })?;
             authenticate(&mut stream, Flavour::Csync, &offered, login)?;
-        } else if tls {
-            stream.start_tls(&address.to_string())?;
         } else if !is_unix {
             return Err(Error::new(
                 Kind::Config,
                 "the server offers no way to log in",
             ));
         }
-        stream.set_timeout(timeouts.work).map_err(broken)?;
-        if compress && !stream.is_private() {
+        if banner.deflate && !stream.is_local() {
             stream.send_line(b"COMPRESS DEFLATE")?;
             if stream.line()?.starts_with(b"OK") {
                 stream.compress().map_err(broken)?;
@@ -330,7 +368,7 @@ pub fn authenticate_as(
     if usable.is_empty() {
         let clear = Mechanism::Plain.name();
         let why = if offered.iter().any(|o| o.eq_ignore_ascii_case(clear)) {
-            "the server would take the password in clear only: use its UNIX socket, or a tunnel"
+            "the server would take the password in clear only: use TLS, its UNIX socket, or a tunnel"
         } else {
             "the server offers no mechanism that we have"
         };

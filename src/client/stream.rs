@@ -1,19 +1,21 @@
-//! One connection to a server: TCP or a UNIX socket, buffered both ways, compressed from some
-//! point on if wished.
+//! One connection to a server: TCP or a UNIX socket, buffered both ways, encrypted and compressed
+//! from some point on if wished.
 //!
 //! A [`Stream`] is `BufRead` and `Write`. What was written leaves with `flush`, or when the buffer
 //! is full; nothing is flushed by reading. Reads and writes block up to their deadlines and then
 //! fail with `WouldBlock` or `TimedOut`, and the connection is of no more use.
 
+use super::tls::Trust;
 use crate::error::{Error, Kind, Result};
 use crate::proto::compress::{Deflate, Inflate};
 use crate::proto::line::{LineEnd, read_line};
+use rustls::ClientConnection;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Bytes of the buffer in each direction.
@@ -30,6 +32,8 @@ const LEVEL: u8 = 1;
 pub enum Address {
     /// A host name or address, and a port.
     Tcp(String, u16),
+    /// The same, where TLS begins with the first byte.
+    Tls(String, u16),
     /// A socket in the file system.
     Unix(PathBuf),
 }
@@ -64,13 +68,23 @@ impl Address {
         }
         Ok(Address::Tcp(host.to_owned(), port))
     }
+
+    /// The same place, with TLS from the first byte.
+    pub fn with_tls(self) -> Address {
+        match self {
+            Address::Tcp(host, port) => Address::Tls(host, port),
+            other => other,
+        }
+    }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Address::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Address::Tcp(host, port) | Address::Tls(host, port) => match host.contains(':') {
+                true => write!(f, "[{host}]:{port}"),
+                false => write!(f, "{host}:{port}"),
+            },
             Address::Unix(path) => write!(f, "{}", path.display()),
         }
     }
@@ -82,22 +96,18 @@ enum Socket {
     Unix(UnixStream),
 }
 
-/// A handle on the socket, for one direction.
-#[derive(Clone, Debug)]
-struct Half(Arc<Socket>);
-
-impl Read for Half {
+impl Read for &Socket {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match &*self.0 {
+        match self {
             Socket::Tcp(s) => (&*s).read(buf),
             Socket::Unix(s) => (&*s).read(buf),
         }
     }
 }
 
-impl Write for Half {
+impl Write for &Socket {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match &*self.0 {
+        match self {
             Socket::Tcp(s) => (&*s).write(buf),
             Socket::Unix(s) => (&*s).write(buf),
         }
@@ -105,6 +115,54 @@ impl Write for Half {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// A handle on the socket, for one direction.
+#[derive(Clone)]
+struct Half {
+    socket: Arc<Socket>,
+    /// Both directions share what TLS knows. One thread has the stream, so nobody waits for it.
+    tls: Option<Arc<Mutex<ClientConnection>>>,
+}
+
+impl Half {
+    fn plain(socket: Socket) -> Half {
+        let (socket, tls) = (Arc::new(socket), None);
+        Half { socket, tls }
+    }
+
+    /// Does something to the connection as it is now, plain or encrypted.
+    fn with<T>(&self, act: impl FnOnce(&mut dyn Both) -> io::Result<T>) -> io::Result<T> {
+        let mut socket = &*self.socket;
+        match &self.tls {
+            None => act(&mut socket),
+            Some(tls) => {
+                let mut tls = tls.lock().unwrap_or_else(PoisonError::into_inner);
+                act(&mut rustls::Stream::new(&mut *tls, &mut socket))
+            }
+        }
+    }
+}
+
+/// What can be read and written.
+trait Both: Read + Write {}
+
+impl<T: Read + Write> Both for T {}
+
+impl Read for Half {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.with(|s| s.read(buf))
+    }
+}
+
+impl Write for Half {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.with(|s| s.write(buf))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.with(|s| s.flush())
     }
 }
 
@@ -123,6 +181,8 @@ enum Writer {
 /// A connection.
 pub struct Stream {
     half: Half,
+    /// The name that a certificate must have, and whom it must be from. None for a UNIX socket.
+    certified: Option<(String, Trust)>,
     reader: Reader,
     writer: Writer,
     /// Bytes handed to `write`.
@@ -131,8 +191,9 @@ pub struct Stream {
 
 impl Stream {
     /// Connects; each address of a host name is tried for up to `timeout`, which then holds for
-    /// each read and write. `Io` with the reason of the last attempt.
-    pub fn connect(address: &Address, timeout: Duration) -> Result<Stream> {
+    /// each read and write. `Io` with the reason of the last attempt. `trust` decides about the
+    /// server's certificate, here or later.
+    pub fn connect(address: &Address, trust: &Trust, timeout: Duration) -> Result<Stream> {
         let fail = |e| {
             Error::io("cannot connect", e)
                 .with_kind(Kind::Io)
@@ -140,7 +201,7 @@ impl Stream {
         };
         let socket = match address {
             Address::Unix(path) => Socket::Unix(UnixStream::connect(path).map_err(fail)?),
-            Address::Tcp(host, port) => {
+            Address::Tcp(host, port) | Address::Tls(host, port) => {
                 let mut last = io::Error::other("no address");
                 let mut found = None;
                 for addr in (host.as_str(), *port).to_socket_addrs().map_err(fail)? {
@@ -161,14 +222,22 @@ impl Stream {
                 }
             }
         };
-        let stream = Stream::over(Half(Arc::new(socket)));
+        let mut stream = Stream::over(Half::plain(socket));
         stream.set_timeout(timeout).map_err(fail)?;
+        if let Address::Tcp(host, _) | Address::Tls(host, _) = address {
+            stream.certified = Some((host.clone(), trust.clone()));
+        }
+        if let Address::Tls(..) = address {
+            stream
+                .start_tls()
+                .map_err(|e| e.place(address.to_string()))?;
+        }
         Ok(stream)
     }
 
     /// A stream over one end of a socket pair.
     pub fn of_unix(socket: UnixStream) -> Stream {
-        Stream::over(Half(Arc::new(Socket::Unix(socket))))
+        Stream::over(Half::plain(Socket::Unix(socket)))
     }
 
     fn over(half: Half) -> Stream {
@@ -176,6 +245,7 @@ impl Stream {
             reader: Reader::Plain(BufReader::with_capacity(BUFFER, half.clone())),
             writer: Writer::Plain(BufWriter::with_capacity(BUFFER, half.clone())),
             half,
+            certified: None,
             written: 0,
         }
     }
@@ -183,7 +253,7 @@ impl Stream {
     /// The longest a single read or write may block.
     pub fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
         let timeout = Some(timeout).filter(|t| !t.is_zero());
-        match &*self.half.0 {
+        match &*self.half.socket {
             Socket::Tcp(s) => s
                 .set_read_timeout(timeout)
                 .and_then(|()| s.set_write_timeout(timeout)),
@@ -193,9 +263,14 @@ impl Stream {
         }
     }
 
-    /// Whether nobody else can listen: a UNIX socket, or a peer on this machine.
+    /// Whether nobody else can listen: TLS, a UNIX socket, or a peer on this machine.
     pub fn is_private(&self) -> bool {
-        match &*self.half.0 {
+        self.half.tls.is_some() || self.is_local()
+    }
+
+    /// Whether the peer is on this machine, or something that leads to it from there.
+    pub fn is_local(&self) -> bool {
+        match &*self.half.socket {
             Socket::Unix(_) => true,
             Socket::Tcp(s) => s
                 .peer_addr()
@@ -223,10 +298,44 @@ impl Stream {
         Ok(())
     }
 
-    /// Encrypts from here on. Not in this version: always `Config`.
-    pub fn start_tls(&mut self, host: &str) -> Result<()> {
-        let why = "TLS is not supported by this version: use a UNIX socket, or a tunnel";
-        Err(Error::new(Kind::Config, why).place(host))
+    /// Whether TLS can be started: it is a connection to a host, still in plain text.
+    pub fn may_start_tls(&self) -> bool {
+        self.certified.is_some() && self.half.tls.is_none()
+    }
+
+    /// Encrypts from here on. The server's agreement was the last thing read, and nothing is
+    /// unflushed. If it fails, the connection is of no more use: whatever comes over it then is from
+    /// nobody known. Kinds as of [`Trust::handshake`].
+    pub fn start_tls(&mut self) -> Result<()> {
+        let (host, trust) = match &self.certified {
+            Some(certified) if self.may_start_tls() => certified,
+            _ => {
+                return Err(Error::new(
+                    Kind::Internal,
+                    "TLS on a connection that has none",
+                ));
+            }
+        };
+        match &self.reader {
+            // What somebody put in between must not count as said by the server that we will know.
+            Reader::Plain(r) if !r.buffer().is_empty() => {
+                let why = "the server went on in plain text after it agreed to TLS";
+                return Err(Error::new(Kind::Protocol, why).place(host.clone()));
+            }
+            Reader::Plain(_) => {}
+            Reader::Deflated(_) => {
+                return Err(Error::new(Kind::Internal, "TLS inside of compression"));
+            }
+        }
+        let tls = trust.handshake(host, &mut &*self.half.socket)?;
+        let half = Half {
+            socket: self.half.socket.clone(),
+            tls: Some(Arc::new(Mutex::new(tls))),
+        };
+        self.reader = Reader::Plain(BufReader::with_capacity(BUFFER, half.clone()));
+        self.writer = Writer::Plain(BufWriter::with_capacity(BUFFER, half.clone()));
+        self.half = half;
+        Ok(())
     }
 
     /// The next line without its ending. `Protocol` if it is too long, `Io` when the server closes

@@ -8,6 +8,7 @@ use super::target::Target;
 use crate::client::Login;
 use crate::client::csync::{Csync, Timeouts};
 use crate::client::imap::Imap;
+use crate::client::tls::Trust;
 use crate::cyrus::mboxname::Namespace;
 use crate::error::{Error, Kind, Result};
 
@@ -16,6 +17,8 @@ use crate::error::{Error, Kind, Result};
 pub struct Setting {
     /// Who logs in at a server.
     pub login: Option<Login>,
+    /// Whom its certificate must be from.
+    pub trust: Trust,
     /// How long a server may take.
     pub timeouts: Timeouts,
     /// How names are read and shown.
@@ -25,7 +28,7 @@ pub struct Setting {
 /// Opens a destination. A server is connected to and logged in at; of files nothing is made before
 /// the first folder comes. Each call is a connection of its own.
 pub fn open(target: &Target, setting: &Setting) -> Result<Box<dyn Destination>> {
-    let login = setting.login.as_ref();
+    let (login, trust) = (setting.login.as_ref(), &setting.trust);
     let cyrus = |csync| {
         Box::new(Cyrus::new(
             csync,
@@ -34,10 +37,15 @@ pub fn open(target: &Target, setting: &Setting) -> Result<Box<dyn Destination>> 
         ))
     };
     match target {
-        Target::Csync(address) => Ok(cyrus(Csync::connect(address, login, setting.timeouts)?)),
+        Target::Csync(address) => Ok(cyrus(Csync::connect(
+            address,
+            login,
+            trust,
+            setting.timeouts,
+        )?)),
         Target::Imap(address) => {
             let timeouts = setting.timeouts;
-            let mut imap = match Imap::connect(address, login, "", timeouts) {
+            let mut imap = match Imap::connect(address, login, "", trust, timeouts) {
                 // Who may act for others need not be anybody himself.
                 Err(e) if e.kind() == Kind::Denied => None,
                 connected => Some(connected?),
@@ -48,7 +56,7 @@ pub fn open(target: &Target, setting: &Setting) -> Result<Box<dyn Destination>> 
                 return Ok(cyrus(Csync::over_imap(stream.ok_or_else(gone)?)));
             }
             let (name, ns) = (target.to_string(), &setting.namespace);
-            let append = Append::new(name, address, imap, login, timeouts, ns);
+            let append = Append::new(name, address, imap, login, (trust, timeouts), ns);
             Ok(Box::new(append))
         }
         Target::Files(format, place) => {

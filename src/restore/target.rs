@@ -1,16 +1,13 @@
 //! `--to`: where mail is brought.
 //!
-//! `imap://host[:port]`, `csync://host[:port]`, `unix:/path` name servers; `maildir:DIR`, `mbox:FILE`,
-//! `tar:FILE`, `eml:DIR` files. `-` for a path is standard output, and alone means `mbox:-`.
+//! `imap://host[:port]`, `imaps://host[:port]`, `csync://host[:port]`, `unix:/path` name servers;
+//! `maildir:DIR`, `mbox:FILE`, `tar:FILE`, `eml:DIR` files. `-` for a path is standard output, and alone means `mbox:-`.
 
-use crate::client::csync;
 use crate::client::stream::Address;
+use crate::client::{csync, imap};
 use crate::error::{Error, Kind, Result};
 use std::fmt;
 use std::path::PathBuf;
-
-/// The port of IMAP where none is named.
-pub const IMAP_PORT: u16 = 143;
 
 /// A kind of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,12 +61,16 @@ impl Target {
     /// Reads what was typed; `Usage` for what is none.
     pub fn parse(text: &str) -> Result<Target> {
         let bad = || {
-            let why = "not a destination: imap://host[:port], csync://host[:port], unix:/path, \
+            let why = "not a destination: imap://host[:port], imaps://host[:port], csync://host[:port], unix:/path, \
                        maildir:DIR, mbox:FILE, tar:FILE, eml:DIR or -";
             Error::new(Kind::Usage, format!("{text}: {why}"))
         };
         if let Some(host) = text.strip_prefix("imap://") {
-            return Address::parse(host.trim_end_matches('/'), IMAP_PORT).map(Target::Imap);
+            return Address::parse(host.trim_end_matches('/'), imap::PORT).map(Target::Imap);
+        }
+        if let Some(host) = text.strip_prefix("imaps://") {
+            let address = Address::parse(host.trim_end_matches('/'), imap::TLS_PORT)?;
+            return Ok(Target::Imap(address.with_tls()));
         }
         if let Some(host) = text.strip_prefix("csync://") {
             return Address::parse(host.trim_end_matches('/'), csync::PORT).map(Target::Csync);
@@ -109,6 +110,7 @@ impl Target {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Target::Imap(address @ Address::Tls(..)) => write!(f, "imaps://{address}"),
             Target::Imap(address) => write!(f, "imap://{address}"),
             Target::Csync(Address::Unix(path)) => write!(f, "unix:{}", path.display()),
             Target::Csync(address) => write!(f, "csync://{address}"),
@@ -129,6 +131,7 @@ mod tests {
         for text in [
             "imap://host:143",
             "imap://[::1]:1143",
+            "imaps://host:1993",
             "csync://10.0.0.1:2005",
             "unix:/run/csync",
             "maildir:out/anna",
@@ -141,6 +144,8 @@ mod tests {
         let port = Target::parse("csync://host/").unwrap();
         assert_eq!(port.to_string(), "csync://host:2005");
         assert!(port.is_server());
+        let tls = Target::parse("imaps://host").unwrap();
+        assert_eq!(tls, Target::Imap(Address::Tls("host".into(), 993)));
         let out = Target::parse("-").unwrap();
         assert_eq!(out, Target::Files(Format::Mbox, Place::Stdout));
         assert!(!out.is_server());
@@ -150,6 +155,8 @@ mod tests {
             "imap:host",
             "imap://",
             "imap://u@h",
+            "imaps://",
+            "imaps:h",
             "http://h",
             "unix:rel",
             "unix:",

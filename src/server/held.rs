@@ -33,6 +33,9 @@ pub struct Held {
     pub complete: HashSet<String>,
     /// Mailboxes (uniqueid) that the last GET told, so that only changes may follow.
     pub told: HashSet<String>,
+    /// Mailboxes (uniqueid) of renamed users, and by what the sum of their annotations changed with
+    /// the name: a sender may state the one of before for a while.
+    pub readdressed: HashMap<String, u32>,
     /// Counts for the log line at the end.
     pub stats: Stats,
 }
@@ -69,6 +72,7 @@ impl Held {
             promised: HashMap::new(),
             complete: HashSet::new(),
             told: HashSet::new(),
+            readdressed: HashMap::new(),
             stats: Stats::default(),
         }
     }

@@ -62,12 +62,24 @@ impl Shared {
         let Some(path) = self.catalog.lookup(key)? else {
             return Ok(None);
         };
-        if let Some(answer) = reader::ask_still(&path, question)? {
-            return Ok(Some(answer));
-        }
-        match self.reader(key)? {
-            Some(reader) => question(reader.index(), reader.file()).map(Some),
-            None => Ok(None),
+        let mut ask = || {
+            if let Some(answer) = reader::ask_still(&path, question)? {
+                return Ok(Some(answer));
+            }
+            match self.reader(key)? {
+                Some(reader) => question(reader.index(), reader.file()).map(Some),
+                None => Ok(None),
+            }
+        };
+        match ask() {
+            Err(e) if e.kind() == Kind::NeedsReindex => {
+                // Damaged where opening does not look. Who holds the lock finds out himself.
+                log::error!("DBERROR: index is made anew user=<{key}> error=<{e}>");
+                Backup::reindex(&path, key, Wait::No, self.settings, 2, Box::new(|_| ()))?
+                    .finish()?;
+                ask()
+            }
+            answer => answer,
         }
     }
 

@@ -127,11 +127,31 @@ impl Backup {
         settings: Settings,
     ) -> Result<Backup> {
         let lock = DataLock::acquire(path, wait, create)?;
-        let file: Arc<dyn LogFile> = Arc::new(
-            lock.file()
-                .try_clone()
-                .map_err(|e| Error::io("cannot open", e).at(path))?,
-        );
+        let file = lock.file().try_clone();
+        let file = file.map_err(|e| Error::io("cannot open", e).at(path))?;
+        Backup::open_locked(lock, Arc::new(file), key, settings)
+    }
+
+    /// The same with the log in another file than that at `path`, which is locked all the same: for
+    /// tests in which the disk fails.
+    pub fn open_on(
+        file: Arc<dyn LogFile>,
+        path: &Path,
+        key: &str,
+        wait: Wait,
+        settings: Settings,
+    ) -> Result<Backup> {
+        let lock = DataLock::acquire(path, wait, Create::IfMissing)?;
+        Backup::open_locked(lock, file, key, settings)
+    }
+
+    fn open_locked(
+        lock: DataLock,
+        file: Arc<dyn LogFile>,
+        key: &str,
+        settings: Settings,
+    ) -> Result<Backup> {
+        let path = lock.path();
         let len = file
             .len()
             .map_err(|e| Error::io("cannot read", e).at(path))?;
@@ -241,9 +261,10 @@ impl Backup {
         &*self.file
     }
 
-    /// Whether even undoing failed: the backup must be dropped and opened again.
+    /// Whether even undoing failed, or the index turned out to be damaged: the backup must be dropped
+    /// and opened again.
     pub fn is_broken(&self) -> bool {
-        self.broken
+        self.broken || self.index.is_damaged()
     }
 
     /// Bodies that wait for a MAILBOX line.
@@ -257,7 +278,7 @@ impl Backup {
     }
 
     fn sound(&self) -> Result<()> {
-        if self.broken {
+        if self.is_broken() {
             return Err(Error::new(Kind::Io, "backup failed before").at(&self.path));
         }
         Ok(())
@@ -313,9 +334,16 @@ impl Backup {
         }
         let mut members = Vec::new();
         let mut from = None;
+        let (mut end, until) = (0, self.log.member_offset());
         for row in self.index.chunks_after(listed)? {
             if let (Some(length), Some(sha256)) = (row.length, &row.sha256) {
                 from.get_or_insert(row.offset);
+                // What is written stays: not what cannot be.
+                if row.offset < end || row.offset.saturating_add(length) > until {
+                    let what = format!("chunk {} cannot be where the index says", row.id);
+                    return Err(self.index.doubted(&what));
+                }
+                end = row.offset + length;
                 members.push(Value::num(length));
                 members.push(Value::text(hex::encode(sha256)));
             }
@@ -828,6 +856,17 @@ impl Drop for Backup {
     fn drop(&mut self) {
         // Without a finish the member stays open; whoever opens next seals it.
         self.index.rollback();
+        if self.index.is_damaged() {
+            // It would be found good at the next opening, until its bad page is met again. We have
+            // the lock until it is closed.
+            log::error!(
+                "DBERROR: index is damaged and is made anew filename=<{}>",
+                self.index.path().display()
+            );
+            if let Err(e) = super::index::remove(self.index.path()) {
+                log::error!("IOERROR: {e}");
+            }
+        }
     }
 }
 

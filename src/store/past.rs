@@ -239,7 +239,7 @@ impl<'a> Walk<'a> {
                 Err(e) => {
                     index.rollback_to("line")?;
                     index.release("line")?;
-                    let next = match self.refused < REFUSED {
+                    let next = match self.refused < REFUSED && e.kind() != Kind::Io {
                         true => pass(file, chunk.offset, until, at)?,
                         false => None,
                     };

@@ -17,6 +17,7 @@ use crate::util::hex;
 use crate::util::time::Timestamp;
 use std::cell::Cell;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -71,8 +72,14 @@ fn generation_in(bytes: impl std::io::Read) -> Result<Option<String>> {
     };
     match read() {
         Ok(found) => Ok(found),
-        // A torn first line is the business of whoever enters the log.
-        Err(e) if e.kind() == Kind::Io || e.kind() == Kind::Protocol => Ok(None),
+        Err(e) if e.kind() == Kind::Io || e.kind() == Kind::Protocol => {
+            // A torn first line is the business of whoever enters the log; what the disk does not
+            // give is no line at all.
+            match parser.into_inner().end() {
+                Ok(_) => Ok(None),
+                Err(e) => Err(Error::io("cannot read log", e)),
+            }
+        }
         Err(e) => Err(e),
     }
 }
@@ -93,17 +100,19 @@ fn origin(file: &dyn LogFile, len: u64) -> Result<String> {
 /// Whether an index was made from this log, as far as their beginnings say. A log that began with
 /// the old tools names its generation further back, if at all, and is known by its first bytes.
 pub(super) fn belongs(index: &Index, file: &dyn LogFile) -> Result<bool> {
-    let known = index.meta_text("generation")?;
-    Ok(match (known, generation(file)?) {
-        (None, _) => false,
-        (Some(known), Some(named)) => known == named,
-        (Some(_), None) => match index.meta_text("origin")? {
-            Some(known) => {
-                let len = known.split(':').next().and_then(|n| n.parse().ok());
-                known == origin(file, len.unwrap_or(0).min(HEAD))?
-            }
-            None => false,
-        },
+    let Some(known) = index.meta_text("generation")? else {
+        return Ok(false);
+    };
+    if generation(file)? == Some(known) {
+        return Ok(true);
+    }
+    // The first member names none, or what it names does not read as a line.
+    Ok(match index.meta_text("origin")? {
+        Some(known) => {
+            let len = known.split(':').next().and_then(|n| n.parse().ok());
+            known == origin(file, len.unwrap_or(0).min(HEAD))?
+        }
+        None => false,
     })
 }
 
@@ -116,6 +125,12 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
         index::remove(&unfinished)?;
     }
     if len == 0 {
+        if super::verify::had_more(path) {
+            log::error!(
+                "IOERROR: log is empty that was not, a new one begins filename=<{}>",
+                path.display()
+            );
+        }
         let index = Index::create(&index_path)?;
         // Readers see an empty backup until the first unit is durable.
         index.set_meta("new", 1)?;
@@ -128,8 +143,9 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
             doubtful: Vec::new(),
         });
     }
-    match fitting(file, path, len) {
-        Ok((index, acknowledged)) => catch_up(file, path, index, acknowledged, len),
+    let opened = fitting(file, path, len)
+        .and_then(|(index, acknowledged)| catch_up(file, path, index, acknowledged, len));
+    match opened {
         Err(e) if e.kind() == Kind::NeedsReindex => {
             if super::compact::finish_interrupted(&**file, path, len)? {
                 return catch_up(file, path, Index::open(&index_path)?, len, len);
@@ -139,9 +155,10 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
                 index_path.display()
             );
             index::retire(&index_path)?;
-            rebuild(file, path, len, THREADS, false)
+            let len = file.len().map_err(|e| Error::io("cannot read", e))?;
+            rebuild(file, path, len, THREADS, Kept::default())
         }
-        Err(e) => Err(e),
+        opened => opened,
     }
 }
 
@@ -223,12 +240,17 @@ fn catch_up(
     };
     index.begin()?;
     let entered = reindex::enter(&**file, &index, from, len, Trailing::Cut)?;
+    if let Some((offset, why)) = entered.unread {
+        // What is behind it may have been acknowledged: nothing is cut.
+        let e = Error::new(Kind::Io, "cannot read log").because(why);
+        return Err(e.place(format!("file offset {offset}")));
+    }
     if acknowledged == 0 && (entered.broken || entered.good.is_none()) {
         // Nothing counts yet: begin anew, and keep what tearing does not explain.
         index.rollback();
         drop(index);
         if entered.broken {
-            return rebuild(file, path, len, THREADS, false);
+            return rebuild(file, path, len, THREADS, Kept::default());
         }
         file.set_len(0).map_err(|e| Error::io("cannot cut", e))?;
         return recover(file, path, 0);
@@ -251,13 +273,17 @@ fn catch_up(
             let kept = Cell::new(false);
             let keep = || {
                 kept.set(true);
-                keep_copy(path)
+                keep_copy(&**file, path)
             };
             match cut_and_seal(&**file, &index, good, id, len, acknowledged, &keep)? {
                 Ending::At(end) => end,
                 Ending::Before(len) => {
                     drop(index);
-                    return rebuild(file, path, len, THREADS, kept.get());
+                    let kept = Kept {
+                        copy: kept.get(),
+                        damage: Vec::new(),
+                    };
+                    return rebuild(file, path, len, THREADS, kept);
                 }
             }
         }
@@ -305,7 +331,7 @@ pub(super) fn anew(
     }
     match len {
         0 => recover(file, path, len),
-        _ => rebuild(file, path, len, threads, false),
+        _ => rebuild(file, path, len, threads, Kept::default()),
     }
 }
 
@@ -324,18 +350,34 @@ fn switch(new: Index, to: &Path) -> Result<Index> {
     Index::open(to)
 }
 
+/// What an attempt before has left.
+#[derive(Default)]
+struct Kept {
+    /// A copy of the file as it was stays already.
+    copy: bool,
+    /// What was found before the file was cut.
+    damage: Vec<(u64, String)>,
+}
+
 /// Builds a new index from the whole log, beside the old one, and puts it in its place.
-///
-/// `kept`: a copy of the file as it was stays already.
 fn rebuild(
     file: &Arc<dyn LogFile>,
     path: &Path,
     len: u64,
     threads: usize,
-    kept: bool,
+    kept: Kept,
 ) -> Result<Opened> {
     let place = index::path_of(path);
     let (mut index, mut entered) = whole(file, path, len, threads, Trailing::Keep)?;
+    if let Some((offset, why)) = &entered.unread {
+        // Once may be an accident; what fails again is lost to us.
+        log::error!(
+            "IOERROR: cannot read log filename=<{}> offset={offset} error=<{why}>",
+            path.display()
+        );
+        drop(index);
+        (index, entered) = whole(file, path, len, threads, Trailing::Keep)?;
+    }
     if let Some(from) = entered.unsettled {
         // Bodies at the end that nobody refers to: a unit that never was acknowledged.
         if generation(&**file)?.is_some() && !index.any_referred(from)? {
@@ -343,6 +385,7 @@ fn rebuild(
             (index, entered) = whole(file, path, len, threads, Trailing::Cut)?;
         }
     }
+    entered.end_is_read()?;
     for (at, what) in &entered.damage {
         log::warn!(
             "log finding filename=<{}> offset={at} reason=<{what}>",
@@ -354,14 +397,18 @@ fn rebuild(
             if !entered.broken && ends_flushed(&**file, good, len)? {
                 // Unsealed, as a writer leaves it between two units: nothing is lost or cut.
                 entered.damage.retain(|(at, _)| *at != good.member);
-            } else if good.sealed_end != Some(len) && !kept {
-                keep_copy(path)?;
+            } else if good.sealed_end != Some(len) && !kept.copy {
+                keep_copy(&**file, path)?;
             }
             match cut_and_seal(&**file, &index, good, entered.chunk_id, len, 0, &|| Ok(()))? {
                 Ending::At(end) => end,
                 Ending::Before(len) => {
                     drop(index);
-                    return rebuild(file, path, len, threads, true);
+                    let kept = Kept {
+                        copy: true,
+                        damage: entered.damage,
+                    };
+                    return rebuild(file, path, len, threads, kept);
                 }
             }
         }
@@ -373,8 +420,8 @@ fn rebuild(
         }
         None => {
             // The first unit of a new backup, torn; or one in which nothing reads any more.
-            if entered.broken && !kept {
-                keep_copy(path)?;
+            if entered.broken && !kept.copy {
+                keep_copy(&**file, path)?;
             }
             file.set_len(0).map_err(|e| Error::io("cannot cut", e))?;
             0
@@ -386,7 +433,7 @@ fn rebuild(
     if !ours {
         index.set_meta("generation", "")?;
     }
-    if generation(&**file)?.is_none() {
+    if generation(&**file)? != index.meta_text("generation")? {
         // The first member stays as it is, whatever follows.
         let first = index.chunk(1)?.and_then(|c| Some(c.offset + c.length?));
         let len = first.unwrap_or(end).min(HEAD);
@@ -395,7 +442,17 @@ fn rebuild(
     if !ours {
         adopted(&index, path, &entered)?;
     }
-    let mut damage = entered.damage;
+    let mut damage = kept.damage;
+    let told = damage.len();
+    for found in entered.damage {
+        if !damage[..told].contains(&found) {
+            damage.push(found);
+        }
+    }
+    if end < len {
+        let what = format!("{} bytes at the end do not belong and were cut", len - end);
+        damage.push((end, what));
+    }
     for (guid, offset) in entered.wrong {
         damage.push((
             offset,
@@ -467,13 +524,19 @@ fn whole(
 }
 
 /// Nothing is thrown away because it does not fit: the file as it was stays beside.
-fn keep_copy(path: &Path) -> Result<()> {
+fn keep_copy(file: &dyn LogFile, path: &Path) -> Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".damaged.{}", crate::util::time::now_ms()));
     let copy = PathBuf::from(name);
     let keep = || -> std::io::Result<()> {
-        std::fs::copy(path, &copy)?;
-        std::fs::File::open(&copy)?.sync_all()?;
+        let mut options = std::fs::File::options();
+        let mut to = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&copy)?;
+        std::io::copy(&mut FileReader::new(file, 0), &mut to)?;
+        to.sync_all()?;
         match path.parent() {
             Some(folder) => std::fs::File::open(folder)?.sync_all(),
             None => Ok(()),

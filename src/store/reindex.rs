@@ -49,12 +49,37 @@ pub struct Entered {
     pub wrong: Vec<(Guid, u64)>,
     /// Where reading ended.
     pub end: u64,
+    /// The last member that the disk did not give: where, and why. Nothing is known of it.
+    pub unread: Option<(u64, String)>,
     /// Bodies at or behind this (chunk, offset) stand behind the last MAILBOX line.
     pub unsettled: Option<(i64, u64)>,
     /// Lines passed over because they could not be understood.
     pub(super) refused: u32,
     /// Plain bytes of the last member that could be read as lines.
     plain: u64,
+}
+
+impl Entered {
+    /// Notes how a member ended that is not as it should be.
+    fn ended(&mut self, offset: u64, end: &io::Result<MemberEnd>) {
+        self.broken |= !matches!(end, Ok(MemberEnd::Torn));
+        if let Err(e) = end {
+            self.unread = Some((offset, e.to_string()));
+        }
+    }
+
+    /// An error if the end of the log is not known because the disk did not give it: whoever wants to
+    /// cut there must not.
+    pub(super) fn end_is_read(&self) -> Result<()> {
+        let good = self.good.map_or(0, |g| g.member);
+        match &self.unread {
+            Some((offset, why)) if *offset >= good => {
+                let e = Error::new(Kind::Io, "cannot read log").because(why.clone());
+                Err(e.place(format!("file offset {offset}")))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What becomes of MESSAGE lines at the end that no later line refers to.
@@ -230,14 +255,14 @@ fn member<'f>(
             }
             Err(e) => {
                 out.damage.push((offset, e.to_string()));
-                out.broken |= !matches!(parser.into_inner().end(), Ok(MemberEnd::Torn));
+                out.ended(offset, &parser.into_inner().end());
                 return Ok(None);
             }
         }
     }
     if let Err(e) = parser.body(skip, &mut |_| Ok::<(), ParseError>(())) {
         out.damage.push((offset, e.to_string()));
-        out.broken |= !matches!(parser.into_inner().end(), Ok(MemberEnd::Torn));
+        out.ended(offset, &parser.into_inner().end());
         return Ok(None);
     }
     loop {
@@ -288,7 +313,8 @@ fn member<'f>(
                 let what = format!("line at {at}: {e}");
                 // Said well, but not to be understood: the old server logged what it then refused.
                 let next = match trailing {
-                    Trailing::Keep if out.refused < REFUSED => {
+                    // What the disk did not give was not said at all.
+                    Trailing::Keep if out.refused < REFUSED && e.kind() != Kind::Io => {
                         pass_in(Member::here(file, offset, until), at)
                     }
                     _ => None,
@@ -340,7 +366,7 @@ fn member<'f>(
             Ok(Some(compressed_len))
         }
         other => {
-            out.broken |= !matches!(other, Ok(MemberEnd::Torn));
+            out.ended(offset, &other);
             let why = broken.unwrap_or_else(|| match other {
                 Ok(MemberEnd::Torn) => "ends in the middle of a member".into(),
                 Ok(MemberEnd::Damaged(why)) => format!("damaged member: {why}"),
@@ -368,7 +394,10 @@ fn without_lines(index: &Index, out: &mut Entered, trailing: Trailing, good: Goo
 fn parser_end(parser: Parser<Member<'_, '_>>, out: &mut Entered, offset: u64) -> Option<u64> {
     match parser.into_inner().end() {
         Ok(MemberEnd::Sealed { compressed_len }) => Some(compressed_len),
-        _ => {
+        end => {
+            if let Err(e) = &end {
+                out.unread = Some((offset, e.to_string()));
+            }
             out.damage.push((offset, "torn empty member".into()));
             None
         }

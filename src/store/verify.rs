@@ -102,7 +102,7 @@ fn look(path: &Path, depth: Depth, scratch: &Path, threads: usize, always: bool)
         let mut proof = Proof::default();
         match inner(path, depth, scratch, threads, always, &mut proof) {
             Err(e) if e.kind() == Kind::NeedsReindex => {
-                if std::fs::metadata(path).is_ok_and(|m| m.len() == 0) {
+                if std::fs::metadata(path).is_ok_and(|m| m.len() == 0) && !had_more(path) {
                     // Made, and nothing written yet.
                     return Ok(Proof::default());
                 }
@@ -155,6 +155,13 @@ fn inner(
     let removed = index::remove(&name);
     done?;
     removed
+}
+
+/// Whether the index knows of anything in the log.
+pub(super) fn had_more(path: &Path) -> bool {
+    let known = Index::open_read_only(&index::path_of(path))
+        .and_then(|index| index.meta_number("acknowledged"));
+    matches!(known, Ok(Some(1..)))
 }
 
 /// A name for an index that is thrown away.
@@ -364,7 +371,7 @@ fn contents(
             ..Finding::default()
         };
         if table == "message" && what == "only in the index" {
-            finding.guid = index.message_guid(row.parse().unwrap_or(0))?;
+            finding.guid = Guid::parse(row.as_bytes());
         }
         proof.findings.push(finding);
     }

@@ -1,5 +1,6 @@
 //! Store and server through the library.
 mod adopt;
+mod bytes;
 mod compact;
 mod compact_odd;
 mod crash;
@@ -14,5 +15,6 @@ mod past;
 mod restore;
 mod review;
 mod store;
+mod sweep;
 mod torn;
 mod twoskip;

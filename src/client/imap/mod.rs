@@ -9,12 +9,16 @@ pub mod response;
 use super::Login;
 use super::csync::{Flavour, Timeouts, authenticate_as};
 use super::stream::{Address, Stream, broken};
+use super::tls::Trust;
 use crate::error::{Error, Kind, Result};
 use response::{Outcome, Piece, Token, literal, tokens};
 use std::io::{Read, Write};
 
 /// The port where none is named.
 pub const PORT: u16 = 143;
+
+/// The port where TLS begins with the first byte.
+pub const TLS_PORT: u16 = 993;
 
 /// The longest response in bytes, literals included.
 pub const MAX_RESPONSE: u64 = 4 * 1024 * 1024;
@@ -48,28 +52,29 @@ enum Said {
 }
 
 impl Imap {
-    /// Connects and logs in, to act for `authzid` if that is not empty. Compresses if the server
-    /// offers to and is not on this machine. `Denied` if the login is refused, `Config` if there is
-    /// no way to log in.
+    /// Connects, starts TLS if the server offers it, and logs in, to act for `authzid` if that is not
+    /// empty. Compresses if the server offers to and is not on this machine. `Denied` if the login is
+    /// refused, `Config` if there is no way to log in or the certificate is not accepted.
     pub fn connect(
         address: &Address,
         login: Option<&Login>,
         authzid: &str,
+        trust: &Trust,
         timeouts: Timeouts,
     ) -> Result<Imap> {
-        let stream = Stream::connect(address, timeouts.login)?;
+        let stream = Stream::connect(address, trust, timeouts.login)?;
         let over = |e: Error| e.place(address.to_string());
-        let mut imap = Imap::over(stream, &address.to_string(), login, authzid).map_err(over)?;
+        let mut imap = Imap::over(stream, login, authzid).map_err(over)?;
         imap.stream.set_timeout(timeouts.work).map_err(broken)?;
-        let compress = imap.has("COMPRESS=DEFLATE") && !imap.stream.is_private();
+        let compress = imap.has("COMPRESS=DEFLATE") && !imap.stream.is_local();
         if compress && imap.command(b"COMPRESS DEFLATE", &mut |_| Ok(()))?.is_ok() {
             imap.stream.compress().map_err(broken)?;
         }
         Ok(imap)
     }
 
-    /// The same over a stream on which nothing was read yet; `host` is the server's name.
-    pub fn over(stream: Stream, host: &str, login: Option<&Login>, authzid: &str) -> Result<Imap> {
+    /// The same over a stream on which nothing was read yet.
+    pub fn over(stream: Stream, login: Option<&Login>, authzid: &str) -> Result<Imap> {
         let mut imap = Imap {
             stream,
             count: 0,
@@ -89,16 +94,32 @@ impl Imap {
             None => return Err(Error::new(Kind::Protocol, "not an IMAP server")),
         }
         imap.ask_capabilities()?;
+        if imap.has("STARTTLS") && imap.stream.may_start_tls() {
+            imap.start_tls()?;
+        }
         let login = login.ok_or_else(|| {
             let why = "the server wants a login: restore_authname is not set";
             Error::new(Kind::Config, why)
         })?;
-        imap.log_in(host, login, authzid)?;
+        imap.log_in(login, authzid)?;
         imap.ask_capabilities()?;
         Ok(imap)
     }
 
-    fn log_in(&mut self, host: &str, login: &Login, authzid: &str) -> Result<()> {
+    /// Encrypts, and asks again what is offered: what was said in plain text counts for nothing.
+    fn start_tls(&mut self) -> Result<()> {
+        let outcome = self.command(b"STARTTLS", &mut |_| Ok(()))?;
+        if !outcome.is_ok() {
+            let why = "STARTTLS was offered and is refused";
+            return Err(Error::new(Kind::Protocol, why).place(outcome.to_string()));
+        }
+        self.stream.start_tls()?;
+        self.ended.clear();
+        self.bye = None;
+        self.ask_capabilities()
+    }
+
+    fn log_in(&mut self, login: &Login, authzid: &str) -> Result<()> {
         let offered: Vec<String> = self
             .capabilities
             .iter()
@@ -107,9 +128,6 @@ impl Imap {
         let clear = self.stream.is_private() || login.allow_plaintext;
         if offered.is_empty() && authzid.is_empty() && clear && !self.has("LOGINDISABLED") {
             return self.plain_login(login);
-        }
-        if offered.is_empty() && self.has("STARTTLS") {
-            return self.stream.start_tls(host);
         }
         let stream = &mut self.stream;
         authenticate_as(stream, Flavour::Imap, &offered, login, authzid)

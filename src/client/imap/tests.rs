@@ -46,7 +46,7 @@ fn logged_in(capabilities: &str, more: &[(&str, &str)]) -> (Imap, JoinHandle<Vec
     ];
     script.extend_from_slice(more);
     let (stream, thread) = server(HELLO, &script);
-    let imap = Imap::over(stream, "host", Some(&login()), "").unwrap();
+    let imap = Imap::over(stream, Some(&login()), "").unwrap();
     (imap, thread)
 }
 
@@ -73,7 +73,7 @@ fn logs_in_for_another() {
         ("A2 CAPABILITY", "* CAPABILITY X\r\nA2 OK\r\n"),
     ];
     let (stream, thread) = server(HELLO, &script);
-    let imap = Imap::over(stream, "host", Some(&login()), "anna").unwrap();
+    let imap = Imap::over(stream, Some(&login()), "anna").unwrap();
     drop(imap);
     // anna NUL admin NUL se"cret
     assert_eq!(thread.join().unwrap()[2], "YW5uYQBhZG1pbgBzZSJjcmV0");
@@ -107,9 +107,7 @@ fn refusals() {
     ];
     for (greeting, script, kind) in cases {
         let (stream, thread) = server(greeting, script);
-        let e = Imap::over(stream, "host", Some(&login()), "")
-            .err()
-            .unwrap();
+        let e = Imap::over(stream, Some(&login()), "").err().unwrap();
         assert_eq!(e.kind(), kind, "{e}");
         thread.join().unwrap();
     }

@@ -68,7 +68,7 @@ pub fn options() -> Options {
     o.optflag("", "all-users", "the same as -A");
     args::json(&mut o);
     args::at(&mut o);
-    o.optopt("", "to", "where to: imap://HOST, csync://HOST, unix:PATH, maildir:DIR, mbox:FILE, tar:FILE, eml:DIR, -", "WHERE");
+    o.optopt("", "to", "where to: imap://HOST, imaps://HOST, csync://HOST, unix:PATH, maildir:DIR, mbox:FILE, tar:FILE, eml:DIR, -", "WHERE");
     o.optflagmulti("n", "dry-run", "say what would be done, and do nothing");
     o.optflag("", "in-place", "where it was, adding what is not there");
     o.optopt("", "prefix", "into this tree of folders", "FOLDER");

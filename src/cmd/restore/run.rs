@@ -14,6 +14,7 @@ use super::report::{Line, Report};
 use super::{Args, guids};
 use crate::client::Login;
 use crate::client::csync::Timeouts;
+use crate::client::tls::Trust;
 use crate::cyrus::config::options::Opt;
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
@@ -26,6 +27,7 @@ use crate::util::progress::Progress;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -123,8 +125,10 @@ fn setting(c: &Context) -> Setting {
     };
     let login = pair(Opt::RestoreAuthname, Opt::RestorePassword)
         .or_else(|| pair(Opt::SyncAuthname, Opt::SyncPassword));
+    let path = |opt| text(opt).map(PathBuf::from);
     Setting {
         login,
+        trust: Trust::new(path(Opt::TlsServerCaFile), path(Opt::TlsServerCaDir)),
         timeouts: Timeouts {
             work: config.sync_timeout(),
             ..Timeouts::default()

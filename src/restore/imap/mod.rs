@@ -15,6 +15,7 @@ use crate::client::csync::Timeouts;
 use crate::client::imap::response::{Outcome, Token};
 use crate::client::imap::{Imap, quote};
 use crate::client::stream::Address;
+use crate::client::tls::Trust;
 use crate::cyrus::dlist::Value;
 use crate::cyrus::mboxname::Namespace;
 use crate::error::{Error, Kind, Result};
@@ -32,6 +33,7 @@ pub struct Append {
     name: String,
     address: Address,
     login: Option<Login>,
+    trust: Trust,
     timeouts: Timeouts,
     ns: Namespace,
     /// Who is logged in or acted for.
@@ -57,7 +59,7 @@ impl Append {
         address: &Address,
         imap: Option<Imap>,
         login: Option<&Login>,
-        timeouts: Timeouts,
+        (trust, timeouts): (&Trust, Timeouts),
         ns: &Namespace,
     ) -> Append {
         Append {
@@ -65,6 +67,7 @@ impl Append {
             address: address.clone(),
             userid: login.map(|l| l.user.clone()).unwrap_or_default(),
             login: login.cloned(),
+            trust: trust.clone(),
             timeouts,
             ns: ns.clone(),
             imap,
@@ -356,7 +359,7 @@ impl Destination for Append {
             }
             let login = self.login.as_ref();
             let authzid = if other { plan.userid.as_str() } else { "" };
-            let imap = Imap::connect(&self.address, login, authzid, self.timeouts);
+            let imap = Imap::connect(&self.address, login, authzid, &self.trust, self.timeouts);
             self.imap = Some(imap.map_err(|e| match other {
                 true => e.place(format!("to act for {authzid}")),
                 false => e,

@@ -1,5 +1,6 @@
 use super::*;
 use crate::client::stream::Stream;
+use crate::client::tls::Trust;
 use crate::cyrus::guid::Guid;
 use crate::cyrus::sync::{MailboxHead, Record};
 use crate::restore::imap::text::date;
@@ -242,7 +243,7 @@ fn connect(capabilities: &str, state: &Arc<Mutex<State>>) -> Append {
         password: b"x".to_vec(),
         allow_plaintext: true,
     };
-    let imap = Imap::over(Stream::of_unix(ours), "host", Some(&login), "").unwrap();
+    let imap = Imap::over(Stream::of_unix(ours), Some(&login), "").unwrap();
     let address = Address::Tcp("host".into(), 143);
     let ns = Namespace::default();
     let timeouts = Timeouts::default();
@@ -251,7 +252,7 @@ fn connect(capabilities: &str, state: &Arc<Mutex<State>>) -> Append {
         &address,
         Some(imap),
         Some(&login),
-        timeouts,
+        (&Trust::default(), timeouts),
         &ns,
     );
     let plan = Plan {

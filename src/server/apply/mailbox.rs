@@ -185,11 +185,12 @@ fn state(held: &mut Held, stated: Stated) -> Result<()> {
     held.get(&key)?;
     let asked = held.complete.contains(&uniqueid);
     let told = held.told.contains(&uniqueid);
+    let change = held.readdressed.get(&uniqueid).copied().unwrap_or(0);
     let backup = held.get(&key)?;
     let index = backup.index();
     let row = index.mailbox(&uniqueid)?;
     let mark = index.resync(&uniqueid)?;
-    let plan = plan(&stated, row.as_ref(), mark.as_ref(), asked, told);
+    let plan = plan(&stated, row.as_ref(), mark.as_ref(), asked, told, change);
     let doubted = mark.is_some();
     let done = match plan {
         Plan::Nothing => Ok(()),
@@ -234,6 +235,7 @@ fn plan(
     mark: Option<&(i64, String)>,
     asked: bool,
     told: bool,
+    change: u32,
 ) -> Plan {
     let head = &stated.head;
     let given = |key| head.number(key).filter(|&n| n != 0);
@@ -271,12 +273,13 @@ fn plan(
         return Plan::Changed("another state was assumed here");
     }
     let sum = |key| row.head.sum(key).filter(|&n| n != 0);
-    for (theirs, ours) in [
-        ("SINCE_CRC", "SYNC_CRC"),
-        ("SINCE_CRC_ANNOT", "SYNC_CRC_ANNOT"),
+    // A sender may mean the sum of before the user got another name.
+    for (theirs, ours, change) in [
+        ("SINCE_CRC", "SYNC_CRC", 0),
+        ("SINCE_CRC_ANNOT", "SYNC_CRC_ANNOT", change),
     ] {
         if let (Some(a), Some(b)) = (given(theirs), sum(ours)) {
-            if a as u32 != b {
+            if a as u32 != b && a as u32 != b ^ change {
                 return Plan::Changed("another checksum was assumed here");
             }
         }
@@ -399,7 +402,7 @@ fn judge(
     if !outcome.agrees {
         if complete {
             log::warn!("checksum of a complete state differs user=<{key}> mailbox=<{mboxname}>");
-        } else if !outcome.unreliable {
+        } else if !outcome.unreliable && !agrees_as_before(held, stated, outcome)? {
             return Ok(Verdict::Doubt(1, "checksum differs".into()));
         }
     } else if !complete {
@@ -420,6 +423,19 @@ fn judge(
         }
     }
     Ok(Verdict::Good)
+}
+
+/// Whether a sum that differs is that of before the user got another name: Cyrus states it until the
+/// mailbox changes otherwise.
+fn agrees_as_before(held: &Held, stated: &Stated, outcome: &MailboxOutcome) -> Result<bool> {
+    let Some(change) = held.readdressed.get(stated.head.uniqueid()?) else {
+        return Ok(false);
+    };
+    let mut sums = outcome.sums;
+    sums.annot_short ^= change;
+    sums.annot_long ^= change;
+    let sum = |key| stated.head.sum(key);
+    Ok(sums.agrees(sum("SYNC_CRC"), sum("SYNC_CRC_ANNOT")))
 }
 
 /// Marks a mailbox in the log and makes the refusal.

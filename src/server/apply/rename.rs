@@ -195,7 +195,7 @@ fn readdress(annotations: &mut [Value], old_key: &str, new_key: &str) -> bool {
 
 /// The same for the head of a mailbox, and for the sum over the annotations of its messages.
 fn readdress_head(
-    held: &Held,
+    held: &mut Held,
     head: &mut MailboxHead,
     old_key: &str,
     new_key: &str,
@@ -219,6 +219,10 @@ fn readdress_head(
             Ok(())
         })
     })?;
+    let before = head.sum("SYNC_CRC_ANNOT").unwrap_or(sum);
+    if before != sum {
+        held.readdressed.insert(row.uniqueid.clone(), before ^ sum);
+    }
     head.set("SYNC_CRC_ANNOT", Value::num(sum));
     Ok(())
 }

@@ -35,6 +35,13 @@ pub struct Stretches {
     pub about: [i64; 2],
 }
 
+impl Member {
+    /// Whether it says something about the last compacted file only.
+    pub fn is_about(&self, stretches: &Stretches) -> bool {
+        stretches.about.contains(&self.id) && self.compacted && !self.has_bodies
+    }
+}
+
 /// How large members shall be, and when something is done about them.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
@@ -121,7 +128,7 @@ pub fn plan(members: &[Member], stretches: &Stretches, sizes: &Sizes) -> Plan {
     let fates: Vec<Fate> = members
         .iter()
         .map(|m| {
-            if stretches.about.contains(&m.id) && m.compacted && !m.has_bodies {
+            if m.is_about(stretches) {
                 return Fate::Drop;
             }
             if is_state(m) {
@@ -152,7 +159,7 @@ pub fn plan(members: &[Member], stretches: &Stretches, sizes: &Sizes) -> Plan {
             Some(Fate::Rewrite) if m.bodies_only => m.plain.saturating_sub(m.kept),
             _ => 0,
         };
-        let about = stretches.about.contains(&m.id) || is_state(m);
+        let about = m.is_about(stretches) || is_state(m);
         if !about {
             out.freed_plain += waste;
             out.freed += scaled(waste, m.length, m.plain);

@@ -245,7 +245,7 @@ fn stretches(
     let old = chunks.iter().zip(members);
     let old = old.take_while(|(c, _)| c.last_time <= edge);
     // Bodies alone say nothing.
-    let old = old.filter(|(c, m)| c.id > since && !m.bodies_only && !out.about.contains(&c.id));
+    let old = old.filter(|(c, m)| c.id > since && !m.bodies_only && !m.is_about(&out));
     let Some((last, _)) = old.last() else {
         return Ok(out);
     };

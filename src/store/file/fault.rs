@@ -1,6 +1,6 @@
 //! A file in memory for tests: fails or freezes at the Nth operation, and models power loss.
 //!
-//! Operations that may change the file (write, set length, sync) are counted from 1. A fault is either
+//! Operations that may change the file (write, set length, sync) are counted from 1, reads apart from them. A fault is either
 //! transient (that one operation fails) or final (everything from there on fails and changes nothing,
 //! as if the process had been killed). What a disk would hold afterwards is asked with
 //! [`FaultFile::after_kill`] and [`FaultFile::after_power_loss`].
@@ -16,7 +16,8 @@ pub enum Fault {
     Eio,
     /// Writes fail with ENOSPC from here on until [`FaultFile::heal`]; the first puts half of its bytes.
     NoSpace,
-    /// A sync fails and the bytes it was to save are dropped at power loss; later syncs claim success.
+    /// A sync fails, and what it was to save never reaches the disk, as the kernel may drop it then;
+    /// later syncs claim success.
     SyncLies,
     /// Everything from here on fails and changes nothing.
     Freeze,
@@ -36,6 +37,8 @@ struct State {
     operations: u64,
     syncs: u64,
     plan: Option<(u64, Fault)>,
+    reads: u64,
+    read_plan: Option<u64>,
     largest_write: usize,
 }
 
@@ -67,6 +70,16 @@ impl FaultFile {
     /// Takes the plan back: everything works from now on.
     pub fn heal(&self) {
         self.lock().plan = None;
+    }
+
+    /// Lets the read number `at` fail with EIO, and no other.
+    pub fn plan_read(&self, at: u64) {
+        self.lock().read_plan = Some(at);
+    }
+
+    /// How many reads were asked for so far.
+    pub fn reads(&self) -> u64 {
+        self.lock().reads
     }
 
     /// How many operations were asked for so far.
@@ -131,7 +144,11 @@ impl State {
 
 impl LogFile for FaultFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.reads += 1;
+        if state.read_plan == Some(state.reads) {
+            return Err(errno(Fault::Eio));
+        }
         let start = usize::try_from(offset)
             .unwrap_or(usize::MAX)
             .min(state.data.len());
@@ -178,8 +195,11 @@ impl LogFile for FaultFile {
         let mut state = self.lock();
         match state.strike() {
             None => {
-                state.durable = state.data.clone();
-                state.unsynced.clear();
+                // Not what is in memory: a sync that lied has left holes.
+                let State {
+                    durable, unsynced, ..
+                } = &mut *state;
+                unsynced.drain(..).for_each(|op| carry_out(durable, &op));
                 state.syncs += 1;
                 Ok(())
             }
@@ -276,5 +296,20 @@ mod tests {
         file.write_at(b"aaaa", 0).unwrap();
         assert!(file.sync_data().is_err());
         assert_eq!(file.after_power_loss(0), b"");
+        file.write_at(b"bb", 4).unwrap();
+        file.sync_data().unwrap();
+        assert_eq!(file.after_kill(), b"aaaabb");
+        assert_eq!(file.after_power_loss(0), b"\0\0\0\0bb");
+    }
+
+    #[test]
+    fn one_read_fails() {
+        let file = FaultFile::with(b"abcd");
+        file.plan_read(2);
+        let mut buf = [0; 2];
+        assert_eq!(file.read_at(&mut buf, 0).unwrap(), 2);
+        assert!(file.read_at(&mut buf, 2).is_err());
+        assert_eq!(file.read_at(&mut buf, 2).unwrap(), 2);
+        assert_eq!(file.reads(), 3);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Index;
 use crate::error::Result;
+use crate::util::hex;
 use rusqlite::Row;
 use rusqlite::types::Value;
 use std::ops::Range;
@@ -139,6 +140,7 @@ fn less(a: &[Value], b: &[Value]) -> bool {
         let order = match (x, y) {
             (Value::Integer(x), Value::Integer(y)) => x.cmp(y),
             (Value::Text(x), Value::Text(y)) => x.cmp(y),
+            (Value::Blob(x), Value::Blob(y)) => x.cmp(y),
             _ => continue,
         };
         if order.is_ne() {
@@ -154,6 +156,7 @@ fn show(values: &[Value]) -> String {
         .map(|v| match v {
             Value::Integer(n) => n.to_string(),
             Value::Text(t) => t.clone(),
+            Value::Blob(b) => hex::encode(b),
             other => format!("{other:?}"),
         })
         .collect();

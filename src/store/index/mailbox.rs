@@ -545,6 +545,6 @@ impl Index {
             }
             Ok((sums, n))
         };
-        count().map_err(|e| Error::from(e).at(self.path()))
+        count().map_err(|e| self.error(e))
     }
 }

@@ -41,6 +41,8 @@ pub struct Index {
     path: PathBuf,
     /// Its write-ahead log is new: see [`Index::commit`].
     fresh: Cell<bool>,
+    /// SQLite has met what it cannot have written.
+    damaged: Cell<bool>,
 }
 
 /// The name of the index that belongs to a data file.
@@ -142,6 +144,7 @@ impl Index {
             conn,
             path: path.to_owned(),
             fresh: Cell::new(fresh),
+            damaged: Cell::new(false),
         };
         index.settings(settings)?;
         index.run(schema::CREATE)?;
@@ -214,6 +217,7 @@ impl Index {
             conn,
             path: path.to_owned(),
             fresh: Cell::new(false),
+            damaged: Cell::new(false),
         };
         index.settings(settings)?;
         let application_id: i64 = index
@@ -245,7 +249,22 @@ impl Index {
     }
 
     fn error(&self, e: rusqlite::Error) -> Error {
-        Error::from(e).at(&self.path)
+        let e = Error::from(e).at(&self.path);
+        if e.kind() == Kind::NeedsReindex {
+            self.damaged.set(true);
+        }
+        e
+    }
+
+    /// The error for an answer that cannot be true: the file counts as damaged from now on.
+    pub fn doubted(&self, what: &str) -> Error {
+        self.damaged.set(true);
+        Error::new(Kind::NeedsReindex, what).at(&self.path)
+    }
+
+    /// Whether any answer so far showed that the file is damaged.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged.get()
     }
 
     /// Where the index lies.

@@ -31,6 +31,7 @@ impl Index {
             conn,
             path: path.to_owned(),
             fresh: Cell::new(true),
+            damaged: Cell::new(false),
         };
         index.settings(schema::FRESH)?;
         index.run(schema::WAL)?;

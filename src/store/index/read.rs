@@ -313,13 +313,6 @@ impl Index {
         self.one(&format!("{MAILBOX} WHERE id = ?1"), [id], mailbox_row)
     }
 
-    /// The message in a row.
-    pub fn message_guid(&self, id: i64) -> Result<Option<Guid>> {
-        self.one("SELECT guid FROM message WHERE id = ?1", [id], |r| {
-            r.get(0).map(Guid)
-        })
-    }
-
     /// The Message-ID of a message whose body is here, if it has one.
     pub fn message_id(&self, guid: Guid) -> Result<Option<String>> {
         let sql = "SELECT message_id FROM message WHERE guid = ?1";

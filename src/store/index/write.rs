@@ -5,7 +5,7 @@ use super::Index;
 use crate::cyrus::dlist::{Form, Value, print_to_vec};
 use crate::cyrus::guid::Guid;
 use crate::cyrus::header::Envelope;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::util::time::Timestamp;
 use rusqlite::{OptionalExtension, params};
 use sha1::{Digest, Sha1};
@@ -315,7 +315,7 @@ impl Index {
                 s.query_row([uniqueid], |r| Ok((r.get(0)?, r.get(1)?)))
                     .optional()
             })
-            .map_err(|e: rusqlite::Error| Error::from(e).at(&self.path))
+            .map_err(|e| self.error(e))
     }
 
     /// Whether any mailbox is marked.

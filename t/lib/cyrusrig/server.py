@@ -29,9 +29,10 @@ _count = 0
 class Cyrus:
     """One server tree. Keyword arguments become imapd.conf lines, except:
     `channels` (names of sync log channels; '' is the unnamed one, always there),
-    `name`, `start`, `shape` ('full', or 'replica': no traffic of its own)."""
+    `name`, `start`, and `services`: further (name, program, port) on loopback, whose own
+    options begin with the name and an underscore."""
 
-    def __init__(self, name=None, channels=(), start=True, **options):
+    def __init__(self, name=None, channels=(), start=True, services=(), **options):
         global _count
         _count += 1
         sandbox.start_syslog()
@@ -47,6 +48,7 @@ class Cyrus:
         self.imap_port = sandbox.free_port()
         self.sieve_port = sandbox.free_port()
         self.channels = list(channels)
+        self.services = list(services)
         self.master = None
         self.clients = 0
         for part in ("conf", "spool", "sieve"):
@@ -115,6 +117,7 @@ class Cyrus:
             ("csync", "sync_server", self.csync_socket, "tcp"),
             ("lmtp", "lmtpd", self.lmtp_socket, "tcp"),
         ]
+        services += [(name, program, "127.0.0.1:%d" % port, "tcp4") for name, program, port in self.services]
         text = 'START {\n recover cmd="%s/ctl_cyrusdb -C %s -r"\n}\nSERVICES {\n' % (BIN, self.conf)
         for name, program, listen, proto in services:
             text += ' %s cmd="%s/%s -C %s" listen="%s" proto="%s" prefork=0\n' % (
