@@ -226,6 +226,20 @@ def steps(rig):
     lone(rig, "emil")
 
 
+@case("what a killed compaction left is not carried along, and goes")
+def leftovers(rig):
+    made(rig, "lena")
+    path = rig.to.data_file("lena")
+    for suffix in (".new", ".new.index"):
+        shutil.copy(path, path + suffix)
+        sandbox.owned(path + suffix)
+    move(rig, "lena", "default" if place(rig, "lena") == "two" else "two")
+    path = rig.to.data_file("lena")
+    left = [n for n in files_of(rig, "lena") if ".new" in n]
+    expect_equal(left, [], "files left")
+    rig.whole("lena")
+
+
 @case("another file in its place is left alone")
 def stranger(rig):
     made(rig, "fred")

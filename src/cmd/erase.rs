@@ -13,10 +13,11 @@ use super::compact::{policy, whose};
 use super::output::{Out, plain};
 use super::select::{self, Select};
 use super::{Context, Job, Outcome, status};
+use crate::cyrus::config::retention::UserRetention;
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
 use crate::store::backup::Settings;
-use crate::store::compact::need::Times;
+use crate::store::compact::need::{self, Times};
 use crate::store::compact::{Policy, compact};
 use crate::store::lock::Wait;
 use crate::store::{erased, former};
@@ -118,14 +119,23 @@ fn messages(args: &Args, c: &Context) -> Result<Gone> {
             }
         }
     }
-    drop(view);
     let (userid, domain) = whose(&key);
-    let retention = c.config.retention().of(userid, domain);
-    let times = Times {
+    let (retention, always) = (
+        c.config.retention().of(userid, domain),
+        UserRetention::always(None),
+    );
+    let now = now();
+    let mut times = Times {
         retention: &retention,
         namespace: &c.namespace,
-        now: now(),
+        now,
     };
+    let loss = need::survey(index, &times)?.loss;
+    if loss.brakes(c.config.backup_compact_brake()) {
+        // What the brake holds stays held: only what was named goes.
+        times.retention = &always;
+    }
+    drop(view);
     let policy = Policy {
         keep_previous: false,
         erase: args.messages.iter().copied().collect(),
@@ -145,7 +155,7 @@ fn messages(args: &Args, c: &Context) -> Result<Gone> {
     let (removed, left) = former::previous(&chosen.path)?;
     for guid in &args.messages {
         let what = format!("user=<{key}> message={guid} previous={}", removed.len());
-        erased::append(&c.config.backup_db_path(), now(), &what)?;
+        erased::append(&c.config.backup_db_path(), now, &what)?;
     }
     Ok(Gone {
         key,

@@ -326,6 +326,17 @@ fn remove_all(path: &Path) -> Result<()> {
     for file in asides(path)? {
         fs::remove_file(&file).map_err(|e| Error::io("cannot remove", e).at(&file))?;
     }
+    // What a compaction that was killed has left.
+    let new = with(path, ".new");
+    if index::path_of(&new).exists() {
+        index::remove(&index::path_of(&new))?;
+    }
+    match fs::remove_file(&new) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io("cannot remove", e).at(&new));
+        }
+        _ => {}
+    }
     sync_folder(path)
 }
 
@@ -336,7 +347,8 @@ fn asides(path: &Path) -> Result<Vec<PathBuf>> {
     files.retain(|f| {
         let name = f.to_string_lossy();
         let is_index = ["", "-wal", "-shm", "-journal"].map(|end| with(&index, end));
-        !is_index.contains(f) && !name.ends_with(".new") && super::former::split(f).is_none()
+        let is_new = name.ends_with(".new") || name.contains(".new.index");
+        !is_index.contains(f) && !is_new && super::former::split(f).is_none()
     });
     Ok(files)
 }

@@ -1,9 +1,14 @@
 //! Backups that Debian's backupd wrote (t/data/old-backups): read where they lie, continued, and
 //! nothing of them lost.
 
+use crate::history::picture;
+use cyr_backup::cyrus::config::retention::UserRetention;
 use cyr_backup::cyrus::dlist::Value as Dlist;
 use cyr_backup::cyrus::guid::Guid;
+use cyr_backup::cyrus::mboxname::Namespace;
 use cyr_backup::store::backup::{Backup, Settings};
+use cyr_backup::store::compact::need::Times;
+use cyr_backup::store::compact::{Policy, compact};
 use cyr_backup::store::index::{self, Index};
 use cyr_backup::store::line::Line;
 use cyr_backup::store::lock::{Create, Wait};
@@ -568,4 +573,52 @@ fn members_without_lines_stay_wherever_they_are() {
     }
     let others = sample.others();
     assert!(others.is_empty(), "{others:?}");
+}
+
+#[test]
+fn compaction_keeps_what_they_say() {
+    let now = Timestamp(2_000_000_000);
+    let said = |sample: &Sample| {
+        let reader = sample.reader();
+        let mut said = picture(reader.index());
+        // Marks are set at the first write.
+        said.retain(|line| !line.starts_with("mark "));
+        let mut bodies = BTreeSet::new();
+        for mailbox in reader.index().mailboxes(false).unwrap() {
+            let each = &mut |row: index::RecordRow| {
+                bodies.insert((row.record.guid, row.missing));
+                Ok(())
+            };
+            let index = reader.index();
+            index.records(mailbox.id, None, false, each).unwrap();
+        }
+        let lost = bodies
+            .iter()
+            .filter(|(guid, missing)| !missing && reader.body(*guid, &mut |_| Ok(())).is_err());
+        assert_eq!(lost.count(), 0, "{}: bodies that do not read", sample.name);
+        (said, bodies)
+    };
+    for (name, _, _) in SAMPLES {
+        let sample = Sample::new(name);
+        let before = said(&sample);
+        for kept in [None, Some(0), None] {
+            let policy = Policy {
+                force: true,
+                ..crate::compact::policy()
+            };
+            let retention = UserRetention::always(kept);
+            let times = Times {
+                retention: &retention,
+                namespace: &Namespace::default(),
+                now,
+            };
+            let done = compact(&sample.data(), "anna", &policy, &times, &sample.dir);
+            done.unwrap_or_else(|e| panic!("{name} {kept:?}: {e}"));
+            assert_eq!(said(&sample), before, "{name} {kept:?}");
+            // A line that the old server refused stays as long as history does.
+            let mut found = sample.findings();
+            found.retain(|what| !(kept.is_none() && what.contains("without a good")));
+            assert!(found.is_empty(), "{name} {kept:?}: {found:?}");
+        }
+    }
 }

@@ -127,10 +127,11 @@ pub fn survey(index: &Index, times: &Times<'_>) -> Result<Need> {
         mailbox_need(index, &mailbox, edge, times.now, &mut need, &mut fates)?;
     }
     for (guid, fate) in fates {
-        if fate.alive || fate.settled {
+        if fate.alive {
             need.loss.of += 1;
-        }
-        if !fate.alive && fate.settled {
+        } else if fate.settled && index.body(guid)?.is_some() {
+            // What an earlier run has dropped is not lost now, though its record be kept.
+            need.loss.of += 1;
             need.loss.lost += 1;
             need.loss.now += u64::from(!fate.kept);
         }

@@ -64,6 +64,7 @@ pub fn rewrite(
         out: lines,
         max,
         held: Vec::new(),
+        literal: false,
         clock: 0,
         source_clock: 0,
     };
@@ -340,6 +341,8 @@ struct Lines<'o, 'a> {
     max: u64,
     /// What belongs before the next line: facts, and the line itself up to a certain size.
     held: Vec<u8>,
+    /// Whether there was a literal in what is written of the line already.
+    literal: bool,
     /// True time less printed time as it stands in the open member.
     clock: i64,
     /// The same in the source.
@@ -405,6 +408,7 @@ impl Lines<'_, '_> {
         if tee.held.len() > HELD {
             self.held.append(&mut tee.held);
             let held = std::mem::take(&mut self.held);
+            self.literal |= has_literal(&held);
             self.write(&held)?;
         }
         Ok(())
@@ -412,7 +416,7 @@ impl Lines<'_, '_> {
 
     fn add_all<R>(&mut self, tee: &mut Tee<R>) -> Result<()> {
         self.held.append(&mut tee.held);
-        let literal = has_literal(&self.held);
+        let literal = std::mem::take(&mut self.literal) | has_literal(&self.held);
         self.flush(literal)
     }
 

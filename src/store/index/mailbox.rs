@@ -54,7 +54,8 @@ impl Times {
     /// Takes them out of a record, which is then as its sender stated it.
     fn take(record: &mut Record) -> Result<Times> {
         let bad = || Error::new(Kind::Damaged, "stated record without good times");
-        let at = record.extra.iter().position(|(key, _)| key == TIMES);
+        // The last one: a sender may have used the same key.
+        let at = record.extra.iter().rposition(|(key, _)| key == TIMES);
         let (_, value) = record.extra.remove(at.ok_or_else(bad)?);
         let list = value.as_list().ok_or_else(bad)?;
         let time = |n: usize| list.get(n).and_then(Value::as_u64).map(|t| t as i64);

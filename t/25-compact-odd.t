@@ -1,0 +1,172 @@
+#!/usr/bin/env python3
+"""compact in the middle of things: promises given before it, users who go away, large messages."""
+
+import hashlib
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
+from cyrusrig import *
+from cyrusrig import dlist, logfile
+
+
+def setup():
+    if RECEIVER != "ours":
+        raise Skip("only ours has this compact")
+    return start_rig({"backup_retention": "1s", "backup_compact_brake": "0", "backup_chunk_max": "512K"})
+
+
+def asked(rig, *words, code=0):
+    done = rig.to.tool(*words)
+    expect_equal(done.code, code, "status of %s" % " ".join(words))
+    return done.out + done.err
+
+
+def made(rig, user, count=6):
+    rig.cyrus.user(user)
+    with rig.cyrus.imap(user) as imap:
+        imap.fill("INBOX", [message("%s%d" % (user, n), to=user) for n in range(count)])
+    rig.sync("-u", user)
+
+
+@case("a message that was promised, and then compacted away, is not taken for present")
+def promised(rig):
+    made(rig, "anna")
+    text = message("goes and comes", to="anna")
+    with rig.cyrus.imap("anna") as imap:
+        imap.append("INBOX", text)
+    rig.sync("-u", "anna")
+    with rig.cyrus.imap("anna") as imap:
+        imap.select("INBOX")
+        imap.expunge("7")
+    rig.cyrus.expire("-E", "0", "-X", "0", "-D", "0")
+    rig.sync("-u", "anna", attempts=2)
+    gone = [m for m in rig.to.json("messages", "anna", "--deleted")["messages"] if m.get("expunged")]
+    expect_equal(len(gone), 1, "expunged messages")
+    guid = gone[0]["guid"]
+    time.sleep(2.5)
+    wire = rig.to.csync()
+    try:
+        box = dict(wire.command("GET MAILBOXES", ["user.anna"])[0][1])
+        lines = wire.command("APPLY RESERVE", {"PARTITION": "default", "MBOXNAME": ["user.anna"], "GUID": [guid]})
+        diag("RESERVE: %r" % (lines,))
+        done = rig.to.tool("compact", "--force", "anna")
+        diag("compact meanwhile: %d %s" % (done.code, (done.out + done.err).strip()))
+        for key in ("SYNC_CRC", "SYNC_CRC_ANNOT", "XCONVMODSEQ"):
+            box.pop(key, None)
+        uid, modseq = int(box["LAST_UID"]) + 1, int(box["HIGHESTMODSEQ"]) + 1
+        record = {"UID": uid, "MODSEQ": modseq, "LAST_UPDATED": int(time.time()), "FLAGS": []}
+        record.update({"INTERNALDATE": int(time.time()), "SIZE": len(text), "GUID": guid})
+        try:
+            wire.command("APPLY MAILBOX", dict(box, LAST_UID=uid, HIGHESTMODSEQ=modseq, RECORD=[record]))
+            answer = "OK"
+        except Refused as why:
+            answer = str(why)
+        diag("MAILBOX: " + answer)
+    finally:
+        wire.close()
+    held = guid in logfile.bodies(rig.to.data_file("anna"))
+    expect(held or answer != "OK", "OK is said only of what is there", [answer])
+    # The same message comes once more from the real server, while compact runs at every moment.
+    with rig.cyrus.imap("anna") as imap:
+        imap.append("INBOX", text)
+    rig.sync("-u", "anna", attempts=3)
+    asked(rig, "compact", "--force", "anna")
+    rig.whole("anna")
+
+
+@case("what a killed run left goes with the user: rename, move, delete, rescan")
+def left_behind(rig):
+    made(rig, "bert")
+    path = rig.to.data_file("bert")
+    for suffix in (".new", ".new.index"):
+        with open(path + suffix, "wb") as file:
+            file.write(open(path, "rb").read()[:500])
+        shutil_owned(path, path + suffix)
+    said = asked(rig, "rescan")
+    diag(said.strip())
+    asked(rig, "verify", "--quick", "bert")
+    asked(rig, "list")
+    asked(rig, "delete", "bert")
+    folder = os.path.dirname(path)
+    left = [n for n in os.listdir(folder) if n.startswith("bert") and ".new" in n]
+    diag("left after delete: %r" % left)
+    said = asked(rig, "rescan", "--fix")
+    expect_equal([b["userid"] for b in rig.to.json("list")["backups"] if b["userid"] == "bert"], [], "nobody comes back")
+    asked(rig, "delete", "--undo", "bert")
+    asked(rig, "compact", "--force", "bert")
+    expect_equal([n for n in os.listdir(folder) if n.startswith("bert") and ".new" in n], [], "left files")
+    rig.whole("bert")
+
+
+def shutil_owned(like, path):
+    info = os.stat(like)
+    os.chown(path, info.st_uid, info.st_gid)
+
+
+@case("a message of 40 MB, far above the size of a chunk")
+def large(rig):
+    rig.cyrus.user("cora")
+    line = (hashlib.sha256(b"x").hexdigest() + "\r\n").encode()
+    with rig.cyrus.imap("cora") as imap:
+        imap.append("INBOX", message("small", to="cora"))
+        imap.append("INBOX", message("large", to="cora") + line * (40 * 1024 * 1024 // len(line)))
+        imap.append("INBOX", message("last", to="cora"))
+    rig.sync("-u", "cora", timeout=120)
+    asked(rig, "compact", "--force", "cora")
+    asked(rig, "verify", "cora")
+    rig.whole("cora")
+    expect("nothing to do" in asked(rig, "compact", "cora"), "a second run finds nothing to do")
+
+
+@case("a shared root: compacted by its key, and synced on")
+def shared(rig):
+    with rig.cyrus.imap("admin") as imap:
+        imap.create("team")
+        imap.setacl("team", "anyone", "lrswipkxte")
+        imap.create("team/old")
+        imap.setacl("team/old", "anyone", "lrswipkxte")
+        for n in range(5):
+            imap.append("team", message("team%d" % n))
+        imap.append("team/old", message("old"))
+    rig.sync("-m", "team", "team/old")
+    with rig.cyrus.imap("admin") as imap:
+        imap.select("team")
+        imap.expunge("1:2")
+    rig.sync("-m", "team", "team/old", attempts=2)
+    time.sleep(2.5)
+    out = rig.to.json("compact", "--force", "%SHARED//team")["backups"]
+    expect_equal([(b["userid"], b["status"]) for b in out], [("%SHARED//team", "done")], "what was done")
+    asked(rig, "verify", "%SHARED//team")
+    with rig.cyrus.imap("admin") as imap:
+        imap.append("team", message("after"))
+    rig.sync("-m", "team", "team/old")
+    rig.whole(shared=("team", "team.old"))
+
+
+@case("erasing a message drops nothing else of what the brake holds")
+def erased(rig):
+    made(rig, "dora", 12)
+    time.sleep(2.5)
+    with rig.cyrus.imap("dora") as imap:
+        imap.select("INBOX")
+        imap.expunge("1:10")
+    rig.cyrus.expire("-E", "0", "-X", "0", "-D", "0")
+    rig.sync("-u", "dora", attempts=2)
+    time.sleep(2.5)
+    rig.to.write_conf(backup_compact_brake="50")
+    try:
+        expect("held" in asked(rig, "compact", "dora"), "the brake holds it")
+        guid = rig.to.json("messages", "dora", "--deleted")["messages"][0]["guid"]
+        asked(rig, "erase", "dora", guid)
+        bodies = logfile.bodies(rig.to.data_file("dora"))
+        expect(guid not in bodies, "it is erased")
+        expect_equal(len(bodies), 11, "bodies that are left")
+        expect("held" in asked(rig, "compact", "dora"), "the brake holds it still")
+    finally:
+        rig.to.write_conf(backup_compact_brake="0")
+    rig.whole("dora")
+
+
+run(setup, Rig.close)
