@@ -30,6 +30,9 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 /// A clock that is ahead of everything known by more than this may be wrong, in seconds.
 const AHEAD: i64 = 86_400;
 
+/// Where the last run over all backups is remembered; no owner is called so.
+const RAN: &str = "%RAN";
+
 /// What was typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Args {
@@ -307,6 +310,15 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     };
     if args.all && !args.dry_run {
         bury(&work)?;
+        let ran = Seen {
+            time: work.now.0,
+            bytes: 0,
+            next: None,
+            held: None,
+        };
+        if let Err(e) = work.compacted.set(RAN, &ran) {
+            log::warn!("cannot remember this run: {e}");
+        }
     }
     let left = chosen.len() - done;
     if left > 0 {

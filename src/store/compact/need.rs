@@ -12,10 +12,6 @@ use crate::store::index::{Index, MailboxRow};
 use crate::util::time::Timestamp;
 use std::collections::{HashMap, HashSet};
 
-/// A message that is younger than this when it goes is nobody's archive: mail that is fetched and
-/// deleted, or thrown away at once. The brake does not count it.
-const SETTLED: i64 = 86_400;
-
 /// Below so many messages there is nothing to brake for.
 const BRAKE_LEAST: u64 = 5;
 
@@ -157,8 +153,9 @@ fn mailbox_need(
     } else {
         need.later(mailbox.deleted, edge, now);
     }
-    // With a short retention a message is settled when it has outlived that.
-    let settled = edge.map_or(SETTLED, |edge| (now.0 - edge).min(SETTLED));
+    // Mail that went sooner than that after it came is nobody's archive: fetched and deleted, or
+    // thrown away in time. The brake does not count it.
+    let settled = edge.map_or(i64::MAX, |edge| now.0 - edge);
     index.keep_rows(mailbox.id, &mut |row| {
         let fate = fates.entry(row.guid).or_default();
         let Some(when) = went(row.expunged, mailbox.deleted) else {
