@@ -190,17 +190,23 @@ def refused(rig):
 def damaged(rig):
     guid = held(rig.cyrus, "anna", "user.anna.B")[5]
     where = rig.to.json("show", "anna", guid)["messages"][0]["body"]
+    guids = [g for n in FOLDERS for g in held(rig.cyrus, "anna", "user.anna." + n)]
     path = rig.to.data_files()["anna"]
     kept = open(path, "rb").read()
     rig.to.stop()
     # A chunk of stored blocks would be needed to hit one message only; here its chunk is hit.
     chunk = [c for c in rig.to.json("chunks", "anna")["chunks"] if c["id"] == where["chunk"]][0]
     try:
-        with open(path, "r+b") as file:
-            file.seek(chunk["offset"] + chunk["length"] // 2)
-            byte = file.read(1)
-            file.seek(-1, 1)
-            file.write(bytes([byte[0] ^ 0x55]))
+        # Where it hits bodies, not only the line that lists them, is found out.
+        for part in (4, 5, 3, 6, 8, 2):
+            with open(path, "r+b") as file:
+                file.write(kept)
+                file.seek(chunk["offset"] + chunk["length"] // part)
+                byte = file.read(1)
+                file.seek(-1, 1)
+                file.write(bytes([byte[0] ^ 0x55]))
+            if any(rig.to.tool("dump", "message", "anna", g).code != 0 for g in guids):
+                break
         done, told = restore(rig, "unix:" + rig.other.csync_socket, "--prefix", "damaged", "--as", "bert", "anna")
         failed = [f for b in told[0]["mailboxes"] for f in b["failed"]]
         expect(done.code == 1 and failed, "it is told", [str(done)[-1500:]])
