@@ -43,10 +43,16 @@ def case(title, todo=None, only=None):
     return register
 
 
-def diag(text):
+def diag(text, to=None):
     """Print a diagnostic, each line with the '# ' that TAP wants."""
     for line in str(text).splitlines() or [""]:
-        print("# " + line, flush=True)
+        print("# " + line, file=to, flush=True)
+
+
+def complain(text):
+    """A diagnostic of a failure: on standard error, which `prove` passes on to whoever
+    reads its output later, without a second run."""
+    diag(text, sys.stderr)
 
 
 def expect(condition, what, lines=()):
@@ -131,22 +137,23 @@ def run(setup=None, teardown=None, time_limit=600):
             except Skip as why:
                 print("ok %d - %s # SKIP %s" % (number, title, why), flush=True)
             except Exception as error:
+                say = diag if todo else complain
                 print("not ok %d - %s%s" % (number, title, mark), flush=True)
-                diag("%s: %s" % (type(error).__name__, error))
+                say("%s: not ok %d: %s: %s" % (os.path.basename(sys.argv[0]), number, type(error).__name__, error))
                 for line in getattr(error, "lines", ()):
-                    diag("  " + line)
+                    say("  " + line)
                 if argument is not None and hasattr(argument, "why"):
                     told = set(getattr(error, "lines", ()))
                     for line in argument.why():
                         if line not in told:
-                            diag("  " + line)
+                            say("  " + line)
                 if not isinstance(error, Failed):
-                    diag(traceback.format_exc())
+                    say(traceback.format_exc())
                 if not todo:
                     bad += 1
     except Exception:
         # A rig that does not come up is a failure, never a silent pass.
-        diag(traceback.format_exc())
+        complain(traceback.format_exc())
         while number < len(chosen):
             number += 1
             print("not ok %d - %s" % (number, chosen[number - 1][0]), flush=True)
