@@ -104,16 +104,16 @@ class Tools:
             named = [users[(number + turn) % len(users)] if w == "USER" else w for w in words]
             turn += 1
             child = subprocess.Popen(
-                sandbox.as_cyrus([self.to.path, "-C", self.to.conf, "-q"] + named),
+                sandbox.as_cyrus([self.to.path, "-C", self.to.conf] + named),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
             with self.guard:
                 self.children[number] = child
-            _out, err = child.communicate()
-            self.ended.append((named, child.returncode, err.decode(errors="replace")))
+            said, _ = child.communicate()
+            self.ended.append((named, child.returncode, said[-1000:].decode(errors="replace")))
 
     def kill(self):
         with self.guard:
@@ -130,8 +130,8 @@ class Tools:
     def strange(self):
         """What did not end as it should: 0, nothing there (yet), locked, or killed."""
         return [
-            "%s: status %s: %s" % (" ".join(words), code, err.strip()[-500:])
-            for words, code, err in self.ended
+            "%s: status %s: %s" % (" ".join(words), code, said.strip())
+            for words, code, said in self.ended
             if code not in (0, 1, 66, 75, -signal.SIGKILL)
         ]
 
@@ -289,12 +289,11 @@ class Loop:
         expect_none(compare.mailboxes(held["mailboxes"], listed), when)
 
     def acknowledged_is_there(self):
-        told = self.witness.settle()
         users = self.traffic.users
         known = [u for u in users + self.traffic.gone if u in self.to.data_files()]
         done = self.to.tool("verify", *known) if known else None
         expect(done is None or done.code == 0, "verify", [str(done)])
-        expect_none(told.lacks(self.to, known, users), "acknowledged and not there")
+        expect_none(self.witness.lacks(known, users), "acknowledged and not there")
 
     def in_order(self):
         """No file that should not be there, and nothing in the log that a kill does not explain."""

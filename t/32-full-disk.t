@@ -103,7 +103,7 @@ class Full:
         expect("no space" in self.cyrus.recent_log(100).lower(), "it is told why", [self.cyrus.recent_log(10)])
 
     def acknowledged(self, *users):
-        expect_none(self.witness.settle().lacks(self.to, users, users), "acknowledged and not there")
+        expect_none(self.witness.lacks(users, users), "acknowledged and not there")
 
     def clean(self, where=None):
         """No half file, no staging, nothing open that is deleted or idle."""

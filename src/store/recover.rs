@@ -326,7 +326,15 @@ pub(super) fn anew(
         match settled {
             Err(e) if matches!(e.kind(), Kind::Io | Kind::NoSpace) => return Err(e),
             // The index is being made anew for a reason.
-            _ => len = file.len().map_err(|e| Error::io("cannot read", e))?,
+            settled => {
+                if let Err(e) = settled {
+                    log::warn!(
+                        "the index is made from the log alone filename=<{}> reason=<{e}>",
+                        path.display()
+                    );
+                }
+                len = file.len().map_err(|e| Error::io("cannot read", e))?
+            }
         }
     }
     match len {

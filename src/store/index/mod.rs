@@ -203,16 +203,26 @@ impl Index {
     }
 
     fn connect(name: &Path, path: &Path, mode: OpenFlags, settings: &str) -> Result<Index> {
-        let conn = Connection::open_with_flags(name, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)
-            .map_err(|e| {
+        let mut tries = 0;
+        let conn = loop {
+            match Connection::open_with_flags(name, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX) {
+                Ok(conn) => break conn,
+                // While an index is put in the place of another there is none for a moment.
+                Err(_) if tries < 20 && path.try_exists().unwrap_or(false) => {
+                    tries += 1;
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
                 // One that is there and cannot be opened, for want of descriptors perhaps, is no
                 // reason to make it anew.
-                let kind = match path.try_exists() {
-                    Ok(false) => Kind::NeedsReindex,
-                    _ => Kind::Io,
-                };
-                Error::new(kind, "cannot open index").because(e).at(path)
-            })?;
+                Err(e) => {
+                    let kind = match path.try_exists() {
+                        Ok(false) => Kind::NeedsReindex,
+                        _ => Kind::Io,
+                    };
+                    return Err(Error::new(kind, "cannot open index").because(e).at(path));
+                }
+            }
+        };
         let index = Index {
             conn,
             path: path.to_owned(),

@@ -2,7 +2,7 @@
 
     witness = Witness(receiver)          # a receiver to send to, on a socket of its own
     cyrus.sync(witness, '-u', 'anna')
-    witness.acknowledged.lacks(receiver) # what was answered OK and is not there
+    witness.lacks(users, users)         # what was answered OK and is not there
 
 An answer counts from when the receiver has given it, though the sender may never hear
 it. Passes bytes on as they are; what passed is read only when somebody asks.
@@ -11,6 +11,7 @@ it. Passes bytes on as they are; what passed is read only when somebody asks.
 import os
 import socket
 import threading
+import time
 
 from . import dlist, sandbox
 from .csync import common_mailbox
@@ -87,17 +88,25 @@ class Witness:
         return self.silent
 
     def settle(self):
-        """Take in all that was said by now. Connections may go on."""
+        """Take in all that was said by now, in the order of the answers. Connections may
+        go on."""
         with self.guard:
             talks = list(self.talks)
             self.talks = [t for t in talks if not t.done]
-        for talk in talks:
-            for verb, value, answer in talk.turns():
-                if answer is None:
-                    self.silent.append(verb)
-                if verb.startswith("APPLY "):
-                    self.acknowledged.enter(verb[6:], value, answer)
+        turns = [turn for talk in talks for turn in talk.turns()]
+        for _when, verb, value, answer in sorted(turns, key=lambda turn: turn[0]):
+            if answer is None:
+                self.silent.append(verb)
+            if verb.startswith("APPLY "):
+                self.acknowledged.enter(verb[6:], value, answer)
         return self.acknowledged
+
+    def lacks(self, users, present):
+        """What was acknowledged by now and is not there; see `Acknowledged.lacks`."""
+        return self.settle().lacks(self.to, users, present, self.settle)
+
+
+PENDING = "pending"
 
 
 class _Talk:
@@ -108,6 +117,8 @@ class _Talk:
         self.asked, self.said = bytearray(), bytearray()
         self.guard = witness.guard
         self.asked_at = self.said_at = 0
+        # (length of what was said, when).
+        self.clock = []
         self.greeted = False
         self.done = False
         self.ended = 0
@@ -125,6 +136,8 @@ class _Talk:
                 # Before it is passed on: whoever hears of it must find it here.
                 with self.guard:
                     kept += data
+                    if kept is self.said:
+                        self.clock.append((len(kept), time.monotonic()))
                     self.witness.passed()
                 to.sendall(data)
         except OSError:
@@ -142,10 +155,12 @@ class _Talk:
                 self.server.close()
 
     def turns(self):
-        """(verb, value, answer) of what is complete and was not told before; the answer is
-        None for a command whose answer never came, which is told once, at the end."""
+        """(when, verb, value, answer) of what is complete and was not told before; the
+        answer is None for a command whose answer never came, which is told once, at the end,
+        and PENDING for one that may still have one, which is told again."""
         with self.guard:
             asked, said, done = bytes(self.asked), bytes(self.said), self.done
+            clock = list(self.clock)
         source, answers = dlist.Buffer(asked), dlist.Buffer(said)
         source.at, answers.at = self.asked_at, self.said_at
         try:
@@ -159,11 +174,10 @@ class _Talk:
                 try:
                     answer = _answer(answers)
                 except EOFError:
-                    if done:
-                        yield verb, value, None
+                    yield time.monotonic(), verb, value, None if done else PENDING
                     return
                 self.asked_at, self.said_at = source.at, answers.at
-                yield verb, value, answer
+                yield next(when for end, when in clock if end >= answers.at), verb, value, answer
         except EOFError:
             return
 
@@ -217,6 +231,8 @@ class Acknowledged:
         self.things = {}
         # The same keys: values whose answer is not known.
         self.maybe = {}
+        # The same keys: all values that were named since `lacks` began.
+        self.named = {}
         self.commands = 0
 
     def enter(self, name, value, answer):
@@ -241,16 +257,20 @@ class Acknowledged:
             key = ("sieve", _text(value["USERID"]), _text(value["FILENAME"]))
             thing = bytes(value["CONTENT"] or b"") if name == "SIEVE" else None
         if key:
+            self.named.setdefault(key, []).append(thing)
             if good:
                 self.things[key] = thing
                 self.maybe.pop(key, None)
             elif answer is None:
                 self.maybe.setdefault(key, []).append(thing)
 
-    def lacks(self, to, users, present):
+    def lacks(self, to, users, present, settle):
         """Differences between what was acknowledged for these users and what their backups
         hold, by its own listing. `users`: all that a mailbox was ever of; `present`: those
-        that are still there, so that subscriptions and the like are compared."""
+        that are still there, so that subscriptions and the like are compared. `settle()`
+        takes in what was said while this was looking: senders may still be at it."""
+        self.named = {}
+        before = dict(self.things)
         out = []
         held, boxes, things = {}, {}, {}
         files = to.data_files()
@@ -287,11 +307,12 @@ class Acknowledged:
                 newest = max(int(i["modseq"]) for i in found)
                 if newest < record["modseq"]:
                     out.append("%s: modseq is %d, acknowledged %d" % (where, newest, record["modseq"]))
-        for key, wanted in sorted(self.things.items(), key=lambda pair: pair[0]):
+        settle()
+        for key, wanted in sorted(before.items(), key=lambda pair: pair[0]):
             kind, user, what = key
             if user not in present or user not in files:
                 continue
-            allowed = [wanted] + self.maybe.get(key, [])
+            allowed = [wanted] + self.maybe.get(key, []) + self.named.get(key, [])
             got = things.get(key)
             if kind == "sieve":
                 allowed = [None if c is None else _sha1(c) for c in allowed]
