@@ -728,6 +728,27 @@ def idempotent(to):
 # -- over TCP --------------------------------------------------------------------
 
 
+@hostile("a rename from a name that was left behind does not set the new name back")
+def left_behind(to):
+    fill(to, "olda")
+    bodies = [body(n) for n in range(1, 6)]
+    records = [record(n + 1, b, MODSEQ=20 + n) for n, b in enumerate(bodies)]
+    with Talk(to) as talk:
+        # Sent under the new name, with more; nobody said that it is the same user.
+        expect_equal(talk.get("USER", "newa"), b"OK success", "GET USER")
+        expect_equal(talk.apply("MESSAGE", files(*bodies)), b"OK success", "MESSAGE")
+        stated = box("newa", records, UNIQUEID="uniqueid-olda", HIGHESTMODSEQ=30)
+        expect_equal(talk.apply("MAILBOX", stated), b"OK success", "MAILBOX")
+        names = {"OLDMBOXNAME": "user.olda", "NEWMBOXNAME": "user.newa", "PARTITION": "default", "UIDVALIDITY": 1795439790}
+        expect_equal(talk.apply("RENAME", names), b"OK success", "RENAME")
+        answers = talk.read("GET MAILBOXES", ["user.olda", "user.newa"])
+        expect_equal([v["MBOXNAME"] for _name, v in answers], [b"user.newa"], "mailboxes")
+        head = answers[0][1]
+        expect_equal((int(head["HIGHESTMODSEQ"]), int(head["UIDVALIDITY"])), (30, 1795439790), "what is stated")
+        expect_equal(talk.ask(b"EXIT"), b"OK Finished", "EXIT")
+    expect_equal(live(to, "newa"), {n: guid(b) for n, b in enumerate(bodies, 1)}, "what is live")
+
+
 @hostile("changes behind a GET that came before a mark are not taken for the whole mailbox")
 def marked_between(to):
     # As a sender of Cyrus 3.0 says them: without SINCE_MODSEQ.

@@ -69,7 +69,9 @@ pub(super) fn rename(held: &mut Held, value: &Value) -> Result<()> {
 }
 
 /// A mailbox that leaves its owner: its past stays here; the new owner's backup begins with its
-/// present state, for which the live bodies are copied. Nothing is sent again.
+/// present state, for which the live bodies are copied. Nothing is sent again. Where the new owner's
+/// backup knows a later state of it, that stays: a user who was renamed on the server may have been
+/// sent under the new name before anybody said that the old one is gone.
 fn move_away(
     held: &mut Held,
     old_key: &str,
@@ -100,17 +102,37 @@ fn move_away(
         }
         log::info!("user renamed old=<{old_key}> new=<{new_key}>");
     }
-    let known = held
+    let there = held
         .ask(new_key, &mut |index, _| index.mailbox(&row.uniqueid))?
         .flatten()
-        .is_some_and(|r| r.deleted.is_none() && r.head == head);
-    if !known {
-        carry(held, old_key, new_key, head, row)?;
+        .filter(|there| there.deleted.is_none());
+    match there {
+        Some(there) if there.head == head => {}
+        // The new owner's was stated without the old one's ever being renamed.
+        Some(there) if modseq(&there.head) > modseq(&head) => {
+            let mut newer = there.head.clone();
+            for key in ["MBOXNAME", "PARTITION", "UIDVALIDITY"] {
+                if let Some(value) = head.get(key) {
+                    newer.set(key, value.clone());
+                }
+            }
+            if newer != there.head {
+                change(held, new_key, &[mailbox_head(&newer)], &|index| {
+                    let now = index.mailbox(&row.uniqueid)?;
+                    Ok(now.is_some_and(|r| r.deleted.is_none() && r.head == newer))
+                })?;
+            }
+        }
+        _ => carry(held, old_key, new_key, head, row)?,
     }
     let line = Line::new("UNMAILBOX", &Value::text(old));
     change(held, old_key, &[line], &|index| {
         Ok(index.mailbox_by_name(old)?.is_none())
     })
+}
+
+fn modseq(head: &MailboxHead) -> u64 {
+    head.number("HIGHESTMODSEQ").unwrap_or(0)
 }
 
 /// States a mailbox's present state to another backup.
