@@ -11,6 +11,10 @@ use crate::cyrus::header::Envelope;
 use crate::cyrus::mboxname::{MboxName, Namespace};
 use crate::error::Result;
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
+
+/// So many bodies are worth a second thread.
+const MANY: i64 = 20_000;
 
 /// Alive or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,7 +88,7 @@ impl Query {
         }
         let guids = match self.headers.is_empty() {
             true => None,
-            false => Some(self.guids(index)?),
+            false => Some(self.guids(index, MANY)?),
         };
         if guids.as_ref().is_some_and(HashSet::is_empty) {
             return Ok(());
@@ -127,11 +131,42 @@ impl Query {
         Ok(())
     }
 
-    fn guids(&self, index: &Index) -> Result<HashSet<[u8; 20]>> {
+    /// Of which bodies the header fields match. `many` and more are gone through by two threads.
+    fn guids(&self, index: &Index, many: i64) -> Result<HashSet<[u8; 20]>> {
+        let last = index.last_message()?;
+        if last < many {
+            return self.guids_in(index, 0..=last);
+        }
+        let generation = index.meta_text("generation")?;
+        let path = index.path().to_owned();
+        let half = last / 2;
+        std::thread::scope(|scope| {
+            let helper = scope.spawn(|| {
+                let twin = Index::open_read_only(&path)?;
+                twin.begin_read()?;
+                // Another index may be in its place by now.
+                match twin.meta_text("generation")? == generation {
+                    true => self.guids_in(&twin, half + 1..=last).map(Some),
+                    false => Ok(None),
+                }
+            });
+            let mut found = self.guids_in(index, 0..=half);
+            let further = helper.join();
+            if let Ok(found) = &mut found {
+                found.extend(match further {
+                    Ok(Ok(Some(further))) => further,
+                    _ => self.guids_in(index, half + 1..=last)?,
+                });
+            }
+            found
+        })
+    }
+
+    fn guids_in(&self, index: &Index, range: RangeInclusive<i64>) -> Result<HashSet<[u8; 20]>> {
         let fields: Vec<Field> = self.headers.iter().map(|(field, _)| *field).collect();
         let mut found = HashSet::new();
         let mut lower = Vec::new();
-        index.fields(&fields, &mut |guid, values| {
+        index.fields(&fields, range, &mut |guid, values| {
             let matches = self
                 .headers
                 .iter()
@@ -200,6 +235,7 @@ pub fn decoded(envelope: Envelope) -> Envelope {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cyrus::guid::Guid;
 
     #[test]
     fn fields_are_asked_for_once() {
@@ -210,6 +246,40 @@ mod tests {
         }
         let counts: Vec<_> = query.headers.iter().map(|(_, w)| w.len()).collect();
         assert_eq!(counts, [40, 20]);
+    }
+
+    #[test]
+    fn two_threads_find_what_one_finds() {
+        let name = format!("cyrb-search-{}.index", std::process::id());
+        let path = &std::env::temp_dir().join(name);
+        let index = Index::create(path).unwrap();
+        index.begin().unwrap();
+        for n in 0..201_u8 {
+            let envelope = Envelope {
+                subject: Some(format!("number {}", n % 7)),
+                ..Envelope::default()
+            };
+            let time = crate::util::time::Timestamp(1);
+            index
+                .message(Guid([n; 20]), 1, 0, 1, "default", &envelope, time)
+                .unwrap();
+        }
+        index.set_meta("generation", "some").unwrap();
+        index.commit().unwrap();
+        let mut query = Query::default();
+        query.header(Field::Subject, "NUMBER 3");
+        let found = query.guids(&index, 1).unwrap();
+        assert_eq!(found, query.guids(&index, MANY).unwrap());
+        let wanted = (0..201_u8).filter(|n| n % 7 == 3);
+        assert_eq!(found, wanted.map(|n| [n; 20]).collect());
+        // One that cannot be opened a second time, or is another by now.
+        std::fs::remove_file(path).unwrap();
+        assert_eq!(found, query.guids(&index, 1).unwrap());
+        crate::store::index::remove(path).unwrap();
+        let other = Index::create(path).unwrap();
+        other.set_meta("generation", "another").unwrap();
+        assert_eq!(found, query.guids(&index, 1).unwrap());
+        crate::store::index::remove(path).unwrap();
     }
 
     #[test]

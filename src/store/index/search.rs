@@ -7,6 +7,7 @@ use crate::cyrus::header::Envelope;
 use crate::error::{Error, Kind, Result};
 use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, params};
+use std::ops::RangeInclusive;
 
 /// How many of them there are.
 const FIELDS: usize = 5;
@@ -55,13 +56,31 @@ pub struct RecordFilter {
 pub type EachFields<'a> = dyn FnMut(&[u8], &[&[u8]]) -> Result<()> + 'a;
 
 impl Index {
-    /// Hands the wanted fields of each message, each asked for once, to `each`, in the order of
-    /// arrival. A field that is absent is empty.
-    pub fn fields(&self, fields: &[Field], each: &mut EachFields<'_>) -> Result<()> {
+    /// The number of the message that came last; 0 without any. Numbers grow with arrival.
+    pub fn last_message(&self) -> Result<i64> {
+        let sql = "SELECT coalesce(max(id), 0) FROM message";
+        self.conn
+            .query_row(sql, [], |r| r.get(0))
+            .map_err(|e| self.error(e))
+    }
+
+    /// Hands the wanted fields of each message with a number in `range`, each asked for once, to
+    /// `each`, in the order of arrival. A field that is absent is empty.
+    pub fn fields(
+        &self,
+        fields: &[Field],
+        range: RangeInclusive<i64>,
+        each: &mut EachFields<'_>,
+    ) -> Result<()> {
         let columns: Vec<&str> = fields.iter().map(|f| f.column()).collect();
-        let sql = format!("SELECT guid, {} FROM message", columns.join(", "));
+        let sql = format!(
+            "SELECT guid, {} FROM message WHERE id BETWEEN ?1 AND ?2 ORDER BY id",
+            columns.join(", ")
+        );
         let mut statement = self.conn.prepare_cached(&sql).map_err(|e| self.error(e))?;
-        let mut rows = statement.query([]).map_err(|e| self.error(e))?;
+        let mut rows = statement
+            .query(params![range.start(), range.end()])
+            .map_err(|e| self.error(e))?;
         while let Some(row) = rows.next().map_err(|e| self.error(e))? {
             let column = |n| row.get_ref(n).map(bytes).map_err(|e| self.error(e));
             let mut values: [&[u8]; FIELDS] = [b""; FIELDS];
