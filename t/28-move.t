@@ -124,6 +124,51 @@ def busy(rig):
     agree(rig)
 
 
+@case("while compact works on everybody all the time: moved, renamed, deleted, brought back")
+def compacted(rig):
+    made(rig, "gina", 30, 20000)
+    with rig.cyrus.imap("gina") as imap:
+        imap.select("INBOX")
+        imap.expunge("1:3")
+    rig.sync("-u", "gina")
+    stop = threading.Event()
+    strange, runs = [], 0
+
+    def compact():
+        nonlocal runs
+        while not stop.is_set():
+            done = rig.to.tool("compact", "-A", "--force")
+            runs += 1
+            # 1: it was locked, or had gone away meanwhile.
+            if done.code not in (0, 1) or "IOERROR" in done.err or "panic" in done.err:
+                strange.append(str(done))
+
+    thread = threading.Thread(target=compact)
+    thread.start()
+    try:
+        for n in range(8):
+            for words in (
+                ("move", "-w", "--to", ("two", "default")[n % 2], "gina"),
+                ("rename", "-w", "gina", "regina"),
+                ("delete", "-w", "regina"),
+                ("delete", "-w", "--undo", "regina"),
+                ("rename", "-w", "regina", "gina"),
+            ):
+                done = rig.to.tool(*words)
+                expect_equal(done.code, 0, "status of %s: %s" % (" ".join(words), done))
+    finally:
+        stop.set()
+        thread.join()
+    diag("%d compactions" % runs)
+    expect_equal(strange, [], "compactions that failed")
+    expect_equal(rig.to.tool("verify", "gina").code, 0, "verify")
+    rig.whole("gina")
+    rig.sync("-u", "gina")
+    rig.whole("gina")
+    lone(rig, "gina")
+    agree(rig)
+
+
 @case("who has it open is waited for, and told; nothing has moved then")
 def held(rig):
     made(rig, "carl")
