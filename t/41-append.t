@@ -2,6 +2,7 @@
 """Mail goes back to IMAP servers that know nothing of replication: Dovecot, and a Cyrus on which
 nobody is an administrator. Content, flags and dates are equal, and a second run adds nothing."""
 
+import json
 import os
 import sys
 
@@ -232,6 +233,33 @@ def plain_cyrus(rig):
         expect(" 0 messages brought" in done.out, "the second time brings nothing", [done.out])
     finally:
         second.stop()
+
+
+@case("a server that takes no large messages: told by size, and the connection stays", only=("ours",))
+def limited(rig):
+    small = Cyrus(name="small", maxmessagesize="1000000")
+    try:
+        small.user(USER)
+        small.password(USER)
+        conf = rig.to.conf + ".user"
+        with open(rig.to.conf) as file:
+            lines = [l for l in file if not l.startswith("restore_")]
+        sandbox.write(conf, "".join(lines) + "restore_authname: %s\nrestore_password: %s\n" % (USER, PASSWORD))
+        words = [rig.to.path, "-C", conf, "restore", "-j", "--to", "imap://127.0.0.1:%d" % small.imap_port]
+        for _turn in range(2):
+            done = run_command(words + list(MAIL) + [USER])
+            boxes = json.loads(done.out)["users"][0]["mailboxes"]
+            failed = [f for line in boxes for f in line["failed"]]
+            expect_equal(done.code, 1, "status: %s" % done)
+            expect_equal([(f["uid"], f["why"].endswith("the server takes 1000000 at most")) for f in failed], [(9, True)], "what failed")
+        expect_equal(sum(line["brought"] for line in boxes), 0, "the second time brings nothing")
+        with small.imap(USER) as imap:
+            big = mixed.sha1(mixed.bodies()["big"])
+            were = as_they_were(rig)
+            were["INBOX"] = [row for row in were["INBOX"] if row[0] != big]
+            expect_none(mixed.differences(were, mixed.shown(imap)), "all but that")
+    finally:
+        small.stop()
 
 
 run(start, Rig.close)

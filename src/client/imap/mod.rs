@@ -26,6 +26,10 @@ pub const MAX_RESPONSE: u64 = 4 * 1024 * 1024;
 /// LITERAL- (RFC 7888) takes longer ones only by invitation.
 const MINUS_MAX: u64 = 4096;
 
+/// Longer ones are announced in any case: a server with a limit refuses such a one, but must close the
+/// connection on one that comes uninvited.
+const AT_ONCE_MAX: u64 = 1024 * 1024;
+
 /// What a server says untagged: data of a response, as values, without the star.
 pub type Each<'a> = dyn FnMut(&[Token]) -> Result<()> + 'a;
 
@@ -175,6 +179,13 @@ impl Imap {
         self.capabilities.iter().any(|c| c == capability)
     }
 
+    /// The largest message in bytes that the server takes by APPEND (RFC 7889); `None` if it does not
+    /// say.
+    pub fn append_limit(&self) -> Option<u64> {
+        let mut limits = self.capabilities.iter();
+        limits.find_map(|c| c.strip_prefix("APPENDLIMIT=")?.parse().ok())
+    }
+
     /// Bytes sent so far, before compression.
     pub fn written(&self) -> u64 {
         self.stream.written()
@@ -223,7 +234,7 @@ impl Imap {
 
     /// Whether a literal of `n` bytes needs no invitation.
     pub fn is_at_once(&self, n: u64) -> bool {
-        self.has("LITERAL+") || (n <= MINUS_MAX && self.has("LITERAL-"))
+        (n <= AT_ONCE_MAX && self.has("LITERAL+")) || (n <= MINUS_MAX && self.has("LITERAL-"))
     }
 
     /// Ends a command. It may stay in a buffer until something is waited for.

@@ -52,8 +52,10 @@ fn logged_in(capabilities: &str, more: &[(&str, &str)]) -> (Imap, JoinHandle<Vec
 
 #[test]
 fn logs_in_without_sasl_and_asks_again_what_is_offered() {
-    let (imap, thread) = logged_in("IMAP4rev1 LITERAL+ UIDPLUS", &[]);
+    let (imap, thread) = logged_in("IMAP4rev1 LITERAL+ UIDPLUS APPENDLIMIT=2000", &[]);
     assert!(imap.has("UIDPLUS") && !imap.has("AUTH=PLAIN"));
+    assert_eq!(imap.append_limit(), Some(2000));
+    assert!(imap.is_at_once(100_000) && !imap.is_at_once(2_000_000));
     drop(imap);
     assert_eq!(
         thread.join().unwrap()[1],

@@ -144,6 +144,11 @@ impl<'a> Sender<'a> {
     /// Sends one message, in the command that is open if it fits.
     fn one(&mut self, item: &'a Item) -> Result<()> {
         let size = item.record.size;
+        if let Some(limit) = self.imap.append_limit().filter(|&limit| size > limit) {
+            let why = format!("{size} bytes; the server takes {limit} at most");
+            self.done.failed.push((item.record.uid, why));
+            return Ok(());
+        }
         if size > SMALL {
             self.end_open()?;
             if !self.is_readable(item)? {
