@@ -33,4 +33,5 @@ pub mod search;
 pub mod spool;
 pub mod staging;
 pub mod summary;
+mod tail;
 pub mod verify;
