@@ -29,6 +29,7 @@ class Traffic:
         self.made = 0
         self.count = 0
         self.come_and_go = come_and_go
+        self.unclean = False
         for user in users:
             self._new(user)
 
@@ -273,8 +274,17 @@ class Traffic:
         return "is %s now" % new
 
     def _cleaning(self, _user, _dice):
-        """The server really forgets what was expunged and deleted."""
-        self.cyrus.expire()
+        """The server really forgets what was expunged; what was deleted only when all has
+        been sent (`clean`): of a mailbox that is gone without a trace no stock sender ever
+        says that it is ("no tombstone")."""
+        self.cyrus.expire("-E", "0", "-X", "0")
+        self.unclean = True
+
+    def clean(self):
+        """All has been sent: the deleted mailboxes may go, if it is time."""
+        if self.unclean:
+            self.cyrus.expire()
+            self.unclean = False
 
 
 # What happens, and how often.
