@@ -30,6 +30,7 @@ pub mod reindex;
 pub mod renaming;
 pub mod rescan;
 pub mod search;
+mod shorter;
 pub mod spool;
 pub mod staging;
 pub mod summary;

@@ -188,6 +188,15 @@ impl Index {
             .map_err(|e| Error::io("cannot sync", e).at(&path))
     }
 
+    /// Writes all of it into a new file, which takes the place of what lies there.
+    pub fn copy_to(&self, path: &Path) -> Result<()> {
+        remove(path)?;
+        self.conn
+            .execute("VACUUM INTO ?1", [path.to_string_lossy()])
+            .map(|_| ())
+            .map_err(|e| self.error(e))
+    }
+
     /// Opens for writing. `NeedsReindex` if it is missing, foreign, or of an unknown version.
     pub fn open(path: &Path) -> Result<Index> {
         let mut wal = path.as_os_str().to_owned();
