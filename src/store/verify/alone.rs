@@ -26,7 +26,7 @@ pub(super) fn verify(path: &Path, scratch: &Path, threads: usize, e: &Error) -> 
     };
     std::fs::create_dir_all(scratch).map_err(|e| Error::io("cannot make folder", e).at(scratch))?;
     let name = scratch.join(scratch_name("verify"));
-    whole(&file, len, &name, threads, &mut proof).map_err(|e| e.at(path))?;
+    let ours = whole(&file, len, &name, threads, &mut proof).map_err(|e| e.at(path))?;
     let index_path = index::path_of(path);
     let missing = !index_path.exists();
     let acknowledged = Index::open_read_only(&index_path)
@@ -36,7 +36,7 @@ pub(super) fn verify(path: &Path, scratch: &Path, threads: usize, e: &Error) -> 
             format!("log is {len} bytes, {known} were acknowledged; run heal")
         }
         // As they left it.
-        Err(_) if proof.generation.is_empty() && (missing || index::is_of_others(&index_path)) => {
+        Err(_) if !ours && (missing || index::is_of_others(&index_path)) => {
             proof.unadopted = true;
             return Ok(proof);
         }
@@ -53,8 +53,8 @@ pub(super) fn verify(path: &Path, scratch: &Path, threads: usize, e: &Error) -> 
     Ok(proof)
 }
 
-/// Enters a whole log into a scratch index, for what comes up.
-fn whole(file: &File, len: u64, name: &Path, threads: usize, proof: &mut Proof) -> Result<()> {
+/// Enters a whole log into a scratch index, for what comes up. Whether we wrote to it.
+fn whole(file: &File, len: u64, name: &Path, threads: usize, proof: &mut Proof) -> Result<bool> {
     let index = Index::create_nameless(name)?;
     index.begin()?;
     let from = From {
@@ -87,7 +87,7 @@ fn whole(file: &File, len: u64, name: &Path, threads: usize, proof: &mut Proof) 
     proof.generation = index.meta_text("generation")?.unwrap_or_default();
     name_records(&index, &mut proof.findings)?;
     index.rollback();
-    Ok(())
+    Ok(entered.ours || !proof.generation.is_empty())
 }
 
 /// Whether a log ends at a flush, right behind the last line that belongs.
