@@ -34,4 +34,5 @@ mod shorter;
 pub mod spool;
 pub mod staging;
 pub mod summary;
+mod tail;
 pub mod verify;

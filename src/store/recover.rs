@@ -502,8 +502,23 @@ struct Kept {
     former: bool,
 }
 
-/// Builds a new index from the whole log, beside the old one, and puts it in its place.
+/// Builds a new index from the whole log, beside the old one, and puts it in its place. One that
+/// fails is not left on a disk that may be full.
 fn rebuild(
+    file: &Arc<dyn LogFile>,
+    path: &Path,
+    len: u64,
+    threads: usize,
+    kept: Kept,
+) -> Result<Opened> {
+    let built = build(file, path, len, threads, kept);
+    if built.is_err() {
+        let _ = index::remove(&beside(path));
+    }
+    built
+}
+
+fn build(
     file: &Arc<dyn LogFile>,
     path: &Path,
     len: u64,
