@@ -55,6 +55,9 @@ pub struct RecordFilter {
 /// Told of a message: its GUID, and the wanted fields.
 pub type EachFields<'a> = dyn FnMut(&[u8], &[&[u8]]) -> Result<()> + 'a;
 
+/// Whether the message with this GUID is looked for.
+pub type IsWanted<'a> = dyn Fn(&[u8]) -> bool + 'a;
+
 /// Whether a text of flags has a part like this one; whoever asks looks at the flags themselves, too.
 fn has_flag(flags: &[u8], flag: &str) -> bool {
     let mut places = flags.windows(flag.len().max(1));
@@ -106,7 +109,7 @@ impl Index {
         &self,
         mailbox_id: i64,
         filter: &RecordFilter,
-        wanted: Option<&dyn Fn(&[u8]) -> bool>,
+        wanted: Option<&IsWanted<'_>>,
         each: &mut dyn FnMut(RecordRow) -> Result<()>,
     ) -> Result<()> {
         let Some(wanted) = wanted else {
