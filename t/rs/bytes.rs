@@ -273,7 +273,7 @@ fn each(places: std::ops::Range<usize>, part: usize, work: &(dyn Fn(usize) + Syn
 fn a_log_cut_at_every_length() {
     let sample = sample(7, 150);
     assert!(sample.log.len() < 8000 && sample.chunks.len() >= 7);
-    each(0..sample.log.len(), 23, &|cut| {
+    each(0..sample.log.len(), 61, &|cut| {
         let hurt = (0..sample.chunks.len())
             .filter(|c| sample.chunks[*c].end > cut)
             .collect();
@@ -287,7 +287,7 @@ fn a_log_cut_at_every_length() {
 #[test]
 fn a_log_with_every_byte_flipped() {
     let sample = sample(7, 150);
-    each(0..sample.log.len(), 23, &|at| {
+    each(0..sample.log.len(), 61, &|at| {
         let mut log = sample.log.clone();
         log[at] ^= 1 << (at % 8);
         let hurt = (0..sample.chunks.len())
