@@ -108,6 +108,45 @@ def tree(rig):
     expect_equal(len(shown(rig.cyrus, "tess", TREE + "/INBOX")), 6, "adds nothing")
 
 
+@case("what was brought back is in the backup itself by now: a run like the last brings nothing again")
+def again(rig):
+    new_user(rig, "tina")
+    told = restore(rig, "tina")
+    expect_equal(totals(told)[1], 10, "into the tree")
+    with rig.cyrus.imap("tina") as imap:
+        first = sorted(imap.list())
+    for _ in range(2):
+        rig.sync("-u", "tina")
+        told = restore(rig, "tina")
+        expect_equal(totals(told), (0, 0, 10, 0, 0), "the same once more")
+        expect("left out" in " ".join(told[0]["notes"]), "that the tree is left out is told", told[0]["notes"])
+    with rig.cyrus.imap("tina") as imap:
+        expect_equal(sorted(imap.list()), first, "mailboxes")
+    told = restore(rig, "-n", "--in-place", "tina", "RESTORED/" + TREE.split("/")[-1] + "/INBOX")
+    expect_equal(totals(told), (0, 0, 6, 0, 0), "unless it is named")
+    # What was deleted stays so as long as only the tree has it; and does not become more when that goes.
+    new_user(rig, "ute")
+    with rig.cyrus.imap("ute") as imap:
+        imap.select("INBOX")
+        imap.expunge("1:3")
+    rig.sync("-u", "ute")
+    told = restore(rig, "--deleted-only", "ute")
+    expect_equal(totals(told)[1], 3, "deleted ones into the tree")
+    rig.sync("-u", "ute")
+    told = restore(rig, "-n", "--deleted-only", "--in-place", "ute")
+    expect_equal(totals(told)[1], 3, "they are not where they were")
+    with rig.cyrus.imap("ute") as imap:
+        for name in sorted(imap.list(), reverse=True):
+            if "RESTORED" in name:
+                imap.delete(name)
+    rig.sync("-u", "ute")
+    told = restore(rig, "--deleted-only", "--in-place", "ute")
+    expect_equal(totals(told), (0, 3, 0, 0, 0), "three, and no tree")
+    rig.sync("-u", "ute")
+    told = restore(rig, "--deleted-only", "--in-place", "ute")
+    expect_equal(totals(told)[1], 0, "and then none")
+
+
 @case("a message that was moved is not deleted")
 def moved(rig):
     new_user(rig, "mona")

@@ -13,15 +13,12 @@ use super::{Context, Job};
 use crate::cyrus::guid::Guid;
 use crate::cyrus::mboxname::{canonical_userid, from_admin};
 use crate::error::Result;
-use crate::restore::choose::{Into, What, Which};
+use crate::restore::choose::{Into, TREE, What, Which};
 use crate::restore::target::{Place, Target};
 use crate::util::time::{Timestamp, civil, now};
 use crate::util::when::Day;
 use getopts::{Matches, Options};
 use std::collections::HashSet;
-
-/// The first folder of the tree that mail comes back into.
-const TREE: &str = "RESTORED";
 
 /// Users at a time, unless something else is said.
 const JOBS: usize = 2;

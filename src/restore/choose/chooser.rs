@@ -2,7 +2,7 @@
 //! destination.
 
 use super::super::{Folder, Item, Plan, Script};
-use super::{Into, Part, Wanted, Which};
+use super::{Into, Part, TREE, Wanted, Which};
 use crate::cyrus::dlist::Value;
 use crate::cyrus::guid::Guid;
 use crate::cyrus::mboxname::{MboxName, Namespace, inbox_of};
@@ -19,6 +19,8 @@ pub(super) struct Source {
     pub(super) base: String,
     /// When it was deleted.
     pub(super) deleted: Option<i64>,
+    /// It is a tree that mail was brought back into, or is to be now, or below one.
+    pub(super) is_copy: bool,
 }
 
 pub(super) struct Chooser<'a> {
@@ -47,6 +49,7 @@ impl Chooser<'_> {
                 continue;
             };
             out.push(Source {
+                is_copy: self.is_copy(&name),
                 name,
                 base,
                 deleted,
@@ -56,9 +59,38 @@ impl Chooser<'_> {
         Ok(out)
     }
 
-    /// Those that were named.
+    /// Whether mail was brought back into a mailbox, or is to be: it is in a tree for that, below the
+    /// INBOX or a shared root, or the one mailbox that gets everything.
+    fn is_copy(&self, name: &MboxName) -> bool {
+        let folders = match name.userid() {
+            Some(_) => name.folders(),
+            None => name.folders().get(1..).unwrap_or_default(),
+        };
+        let stays = self.from.as_deref().unwrap_or_default() == self.to;
+        let is_below = |tree: &[String]| {
+            let mut tree = tree.iter().map(|part| part.replace('^', "."));
+            folders.len() >= tree.len() && tree.by_ref().zip(folders).all(|(a, b)| a == *b)
+        };
+        folders.first().is_some_and(|top| top == TREE)
+            || match &self.wanted.into {
+                Into::Place => false,
+                Into::Tree(tree) => stays && is_below(tree),
+                Into::Mailbox(to) => name.internal() == to,
+            }
+    }
+
+    /// Whether a mailbox is passed over unless it is named: what was brought back once is not brought
+    /// back again from there, but where everything is as it was.
+    pub(super) fn leaves_out(&self, source: &Source) -> bool {
+        let as_it_was = self.wanted.into == Into::Place && self.wanted.which == Which::Alive;
+        source.is_copy && !as_it_was
+    }
+
+    /// Those that were named; all but copies, if none was.
     pub(super) fn named(&self, sources: Vec<Source>) -> Result<Vec<Source>> {
         if self.wanted.mailboxes.is_empty() {
+            let mut sources = sources;
+            sources.retain(|s| !self.leaves_out(s));
             return Ok(sources);
         }
         let mut keep = vec![false; sources.len()];
@@ -73,11 +105,14 @@ impl Chooser<'_> {
                     break;
                 }
                 let below = format!("{name}.");
-                let below = |text: &str| self.wanted.recursive && text.starts_with(&below);
+                let is_copy = MboxName::parse(name, self.ns).is_ok_and(|n| self.is_copy(&n));
+                let below = |s: &Source, text: &str| {
+                    let open = self.wanted.recursive && (is_copy || !self.leaves_out(s));
+                    open && text.starts_with(&below)
+                };
                 found = of(&|s| {
-                    [&s.base, &s.row.mboxname]
-                        .iter()
-                        .any(|n| *n == name || below(n))
+                    let names = [&s.base, &s.row.mboxname];
+                    names.iter().any(|n| *n == name || below(s, n))
                 });
             }
             if found.is_empty() {
@@ -147,7 +182,9 @@ impl Chooser<'_> {
 
     pub(super) fn alive(&self) -> Result<HashSet<Guid>> {
         let mut alive = HashSet::new();
-        for s in self.sources(false)?.iter().filter(|s| s.deleted.is_none()) {
+        let sources = self.sources(false)?;
+        // What lives only as a copy that was brought back is not where it was.
+        for s in sources.iter().filter(|s| s.deleted.is_none() && !s.is_copy) {
             let epoch = Some(s.row.epoch);
             self.index.records(s.row.id, epoch, false, &mut |r| {
                 alive.insert(r.record.guid);

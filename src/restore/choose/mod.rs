@@ -7,6 +7,10 @@
 //! What was deleted: messages expunged from mailboxes that live, unless the same message lives
 //! elsewhere with the user (it was moved), and whole mailboxes that were deleted. A deleted message
 //! has lost `\Deleted` when it comes back, or the next EXPUNGE would take it again.
+//!
+//! What an earlier run brought back is in the backup as well by now. Trees named [`TREE`], and the
+//! place where mail goes this time, are passed over unless they are named, and a message that
+//! lives there only is deleted all the same: so the same run twice brings nothing twice.
 
 mod chooser;
 
@@ -18,6 +22,9 @@ use crate::store::index::Index;
 use chooser::{Chooser, Source};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// The first folder of the tree that mail comes back into, unless another place is named.
+pub const TREE: &str = "RESTORED";
 
 /// Messages held in memory besides those of the folder that is being restored.
 const HELD: u64 = 20_000;
@@ -166,7 +173,7 @@ impl<'a> Choice<'a> {
             Some(Owner::User(userid)) => Some(userid),
             _ => None,
         };
-        let plan = Plan {
+        let mut plan = Plan {
             from: key.to_owned(),
             userid: match (&wanted.user, &owner) {
                 (Some(user), _) => user.clone(),
@@ -188,6 +195,17 @@ impl<'a> Choice<'a> {
         if wanted.keep_uids && !gone {
             // A rebuilt server still has what can be undeleted there.
             sources = chooser.sources(true)?;
+        }
+        if wanted.mailboxes.is_empty() && wanted.what.mail {
+            let is_out = |s: &&Source| s.deleted.is_none() && chooser.leaves_out(s);
+            let out: Vec<_> = sources.iter().filter(is_out).collect();
+            if let Some(first) = out.first() {
+                let name = first.name.to_admin(ns);
+                let n = out.len();
+                plan.notes.push(format!(
+                    "left out unless named: {n} mailboxes that mail was brought back into, such as {name}"
+                ));
+            }
         }
         sources = chooser.named(sources)?;
         let taken = chooser.taken(sources, gone);
