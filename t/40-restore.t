@@ -341,6 +341,50 @@ def users(rig):
     expect_equal(after["subscriptions"], own["subscriptions"], "subscriptions")
 
 
+def acl(cyrus, name):
+    """Who may what, of everybody but the administrators."""
+    box = cyrus.dump([], [name])["mailboxes"][name]
+    words = box["acl"].split("\t")
+    return {words[n]: words[n + 1] for n in range(0, len(words) - 1, 2) if words[n] != "admin"}
+
+
+@case("what is made above a mailbox does not get its ACL: an open folder opens no INBOX")
+def above(rig):
+    new_user(rig, "pia")
+    rig.cyrus.user("zora", "zoltan")
+    with rig.cyrus.imap("pia") as imap:
+        imap.setacl("INBOX/Sent", "anyone", "lrs")
+        imap.setacl("INBOX", "zora", "lr")
+    rig.sync("-u", "pia")
+    before = acl(rig.cyrus, "user.pia")
+    expect("anyone" not in before and "zora" in before, "INBOX is private", [str(before)])
+    # To somebody who is not there, into a tree.
+    told = restore(rig, "--as", "ernst", "pia", "Sent")
+    expect("ernst" in " ".join(told[0]["mailboxes"][0]["notes"]), "the new account is told", [str(told)])
+    names = ["user.ernst", "user.ernst.RESTORED", "user.ernst." + TREE[6:].replace("/", ".")]
+    expect_equal(told[0]["mailboxes"][0]["made_above"], names, "what was made above")
+    for name in names:
+        expect("anyone" not in acl(rig.cyrus, name), name + " is private", [str(acl(rig.cyrus, name))])
+    expect("ernst" in acl(rig.cyrus, "user.ernst"), "his own", [str(acl(rig.cyrus, "user.ernst"))])
+    expect("zora" not in acl(rig.cyrus, "user.ernst"), "and not of pia's friends")
+    expect("anyone" in acl(rig.cyrus, names[-1] + ".Sent"), "the folder is as open as it was")
+    # In place: what is above is as it was.
+    client = rig.cyrus.rolling(rig.to)
+    try:
+        with rig.cyrus.imap("admin") as imap:
+            imap.setacl("user/pia", "admin", "lrswipkxtecdan")
+            imap.delete("user/pia")
+        client.drain()
+    finally:
+        client.stop()
+    dry = restore(rig, "-n", "--in-place", "pia", "Sent")
+    told = restore(rig, "--in-place", "pia", "Sent")
+    expect_equal(told[0]["mailboxes"][0]["made_above"], ["user.pia"], "INBOX was made")
+    expect_equal(dry[0]["mailboxes"][0]["made_above"], ["user.pia"], "as the dry run said")
+    expect_equal(acl(rig.cyrus, "user.pia"), before, "INBOX is as private as it was")
+    expect("anyone" in acl(rig.cyrus, "user.pia.Sent"), "and Sent as open")
+
+
 @case("a search by time; everything that ever was")
 def ever(rig):
     new_user(rig, "ines")

@@ -22,6 +22,7 @@ use crate::cyrus::dlist::Value;
 use crate::cyrus::guid::Guid;
 use crate::cyrus::sync::{MailboxHead, Record};
 use crate::error::{Error, Kind, Result};
+use std::collections::HashMap;
 
 /// One message, as the backup has it, to be alive at the destination.
 #[derive(Clone, Debug)]
@@ -103,6 +104,9 @@ pub struct Plan {
     pub active_script: Option<String>,
     /// Limits: root at the destination, and the QUOTA keys as received.
     pub quotas: Vec<(String, Value)>,
+    /// What the backup knows of the ACLs of mailboxes above the folders, by their internal name at
+    /// the destination: they may have to be made, too.
+    pub acls: HashMap<String, String>,
     /// What was left out on purpose, for people.
     pub notes: Vec<String>,
 }
@@ -144,6 +148,8 @@ pub fn is_of_message(e: &Error) -> bool {
 pub struct Done {
     /// Whether the folder was made.
     pub made: bool,
+    /// Mailboxes above it that were made for it, by their internal names.
+    pub above: Vec<String>,
     /// Messages brought.
     pub brought: u64,
     /// Bytes of them.

@@ -83,12 +83,14 @@ impl Report {
                     text.push(format!("{n} {what}"));
                 }
             };
+            let made = u64::from(d.made) + d.above.len() as u64;
             count(
-                u64::from(d.made),
-                if dry_run {
-                    "mailbox to make"
-                } else {
-                    "mailbox made"
+                made,
+                match (dry_run, made) {
+                    (true, 1) => "mailbox to make",
+                    (true, _) => "mailboxes to make",
+                    (false, 1) => "mailbox made",
+                    (false, _) => "mailboxes made",
                 },
             );
             count(d.there, "there already");
@@ -111,6 +113,10 @@ impl Report {
                 name(&line.from),
                 text.join(", ")
             ))?;
+            for above in &d.above {
+                let what = if dry_run { "to make" } else { "made" };
+                out.line(format_args!("  {what} above it: {}", name(above)))?;
+            }
             for (uid, why) in &d.failed {
                 match uid {
                     0 => out.line(format_args!("  failed: {}", plain(why)))?,
@@ -181,6 +187,7 @@ impl Report {
                     "wanted": l.wanted,
                     "wanted_bytes": l.wanted_bytes,
                     "made": d.made,
+                    "made_above": d.above,
                     "brought": d.brought,
                     "bytes": d.bytes,
                     "there": d.there,

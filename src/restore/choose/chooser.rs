@@ -296,6 +296,19 @@ impl Chooser<'_> {
         }
     }
 
+    /// ACLs by name at the destination, of whoever keeps what was his.
+    pub(super) fn acls(&self, sources: &[Source]) -> HashMap<String, String> {
+        let stays = self.from.as_deref().unwrap_or_default() == self.to;
+        if !stays || self.wanted.acl.as_ref().is_some_and(String::is_empty) {
+            return HashMap::new();
+        }
+        // Those that live come last and count.
+        let (dead, live): (Vec<_>, Vec<_>) = sources.iter().partition(|s| s.deleted.is_some());
+        let both = dead.into_iter().chain(live);
+        let acl = |s: &Source| Some((self.own_place(&s.name), s.row.head.text("ACL")?.to_owned()));
+        both.filter_map(acl).collect()
+    }
+
     /// The ACL with the new owner in the old one's place.
     fn acl(&self, acl: &str) -> String {
         let Some(from) = self.from.as_deref().filter(|f| *f != self.to) else {
@@ -315,20 +328,7 @@ impl Chooser<'_> {
         if self.wanted.keep_uids {
             return name.internal().to_owned();
         }
-        let folders: Vec<String> = name.folders().iter().map(|f| f.replace('.', "^")).collect();
-        let is_own = name.userid().is_some() && name.userid() == self.from.as_deref();
-        let (root, mut rest) = match name.userid() {
-            Some(_) if is_own => (inbox_of(&self.to, self.ns), folders),
-            Some(userid) => (inbox_of(userid, self.ns), folders),
-            None => {
-                let domain = name.domain().map(|d| format!("{d}!")).unwrap_or_default();
-                let (first, rest) = match folders.split_first() {
-                    Some((first, rest)) => (first.clone(), rest.to_vec()),
-                    None => (String::new(), Vec::new()),
-                };
-                (format!("{domain}{first}"), rest)
-            }
-        };
+        let (root, mut rest) = self.split(name);
         let mut parts = vec![root];
         match &self.wanted.into {
             Into::Place => {}
@@ -342,6 +342,32 @@ impl Chooser<'_> {
         }
         parts.extend(rest);
         parts.join(".")
+    }
+
+    /// The same without a tree or another mailbox.
+    fn own_place(&self, name: &MboxName) -> String {
+        let (root, rest) = self.split(name);
+        let mut parts = vec![root];
+        parts.extend(rest);
+        parts.join(".")
+    }
+
+    /// The INBOX or shared root at the destination, and the folders below it.
+    fn split(&self, name: &MboxName) -> (String, Vec<String>) {
+        let folders: Vec<String> = name.folders().iter().map(|f| f.replace('.', "^")).collect();
+        let is_own = name.userid().is_some() && name.userid() == self.from.as_deref();
+        match name.userid() {
+            Some(_) if is_own => (inbox_of(&self.to, self.ns), folders),
+            Some(userid) => (inbox_of(userid, self.ns), folders),
+            None => {
+                let domain = name.domain().map(|d| format!("{d}!")).unwrap_or_default();
+                let (first, rest) = match folders.split_first() {
+                    Some((first, rest)) => (first.clone(), rest.to_vec()),
+                    None => (String::new(), Vec::new()),
+                };
+                (format!("{domain}{first}"), rest)
+            }
+        }
     }
 
     /// Where a name that somebody subscribed to, or a quota root, is afterwards.

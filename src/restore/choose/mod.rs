@@ -207,6 +207,7 @@ impl<'a> Choice<'a> {
                 ));
             }
         }
+        let mut acls = chooser.acls(&sources);
         sources = chooser.named(sources)?;
         let taken = chooser.taken(sources, gone);
         let alive = match (wanted.which, &wanted.guids) {
@@ -234,6 +235,12 @@ impl<'a> Choice<'a> {
         choice.chooser.user(gone, &mut choice.plan)?;
         let bare = choice.parts.iter().map(|p| p.folder.head_only());
         choice.plan.folders = bare.collect();
+        let folders = &choice.plan.folders;
+        acls.retain(|name, _| {
+            let below = format!("{name}.");
+            folders.iter().any(|f| f.to.starts_with(&below))
+        });
+        choice.plan.acls = acls;
         Ok(choice)
     }
 
