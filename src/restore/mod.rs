@@ -48,6 +48,8 @@ pub struct Folder {
     pub bodiless: u64,
     /// The same as above, but only flags are wanted: messages that are not there are not brought.
     pub flags_only: bool,
+    /// It is not made if it is not there: whoever's mail it is, others would read it.
+    pub only_there: bool,
     /// UIDs, UIDVALIDITY and UNIQUEID are wanted as they were, where the destination can.
     pub keep_uids: bool,
     /// Where the mailbox shall lie, if it is made; `None`: where the destination likes.
@@ -67,6 +69,7 @@ impl Folder {
             tombstones: Vec::new(),
             bodiless: self.bodiless,
             flags_only: self.flags_only,
+            only_there: self.only_there,
             keep_uids: self.keep_uids,
             partition: self.partition.clone(),
             acl: self.acl.clone(),
@@ -142,6 +145,10 @@ pub trait Bodies {
 pub fn is_of_message(e: &Error) -> bool {
     !matches!(e.kind(), Kind::Stopping | Kind::NoSpace)
 }
+
+/// Why nothing came into a folder that is wanted only where it is.
+pub const NOT_MADE: &str =
+    "there is no such mailbox; a shared one is not made for somebody's own mail";
 
 /// What became of one folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -62,6 +62,19 @@ fn what_is_chosen_and_where_it_goes() {
             &["--into", "user/anna/x", "anna", "u-sent"],
             &[("user.anna.Sent", "user.anna.x", 1)],
         ),
+        // A name alone is the user's own.
+        (
+            &["--into", "x.y/z", "anna", "Sent"],
+            &[("user.anna.Sent", "user.anna.x^y.z", 1)],
+        ),
+        (
+            &["--into", "INBOX", "--as", "bert", "anna", "Sent"],
+            &[("user.anna.Sent", "user.bert", 1)],
+        ),
+        (
+            &["--into", "/shared", "anna", "Sent"],
+            &[("user.anna.Sent", "shared", 1)],
+        ),
         // What was deleted: a message of INBOX and a mailbox, which holds what lives elsewhere.
         (
             &["--in-place", "--deleted-only", "anna"],
@@ -143,6 +156,9 @@ fn what_does_not_go_together_is_usage() {
         &["restore", "-n", "--acl", "anna", "anna"],
         &["restore", "-n", "--jobs", "0", "anna"],
         &["restore", "-n", "--prefix", "a//b", "anna"],
+        &["restore", "-n", "--into", "user", "anna"],
+        &["restore", "-n", "--into", "DELETED/user/x/5F3A1B2C", "anna"],
+        &["restore", "-n", "--into", "INBOX", "%SHARED//news"],
         &["restore", "-n", "--all-users", "anna"],
         &["restore", "-n", "--all-users", "-A"],
     ] {

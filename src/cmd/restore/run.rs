@@ -11,15 +11,16 @@ use super::super::parallel::in_order;
 use super::super::select::Chosen;
 use super::super::{Context, Outcome, status};
 use super::report::{Line, Report};
-use super::{Args, guids};
+use super::{Args, Where, guids};
 use crate::client::Login;
 use crate::client::csync::Timeouts;
 use crate::client::tls::Trust;
 use crate::cyrus::config::options::Opt;
 use crate::cyrus::guid::Guid;
+use crate::cyrus::mboxname::Owner;
 use crate::error::{Error, Kind, Result};
 use crate::restore::bodies::FromBackup;
-use crate::restore::choose::{Choice, Pick, Wanted, Which};
+use crate::restore::choose::{Choice, Into, Pick, Wanted, Which};
 use crate::restore::out::{Setting, open};
 use crate::restore::target::Target;
 use crate::restore::{Bodies, Destination, Done, Folder};
@@ -71,11 +72,14 @@ pub fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         flags_only: args.flags_only,
         keep_uids: args.keep_uids,
         newest_first: args.newest_first,
-        into: args.into(c)?,
+        into: Into::Place,
         user: args.user(c)?,
         partition: args.partition.clone(),
         acl: args.acl.clone(),
     };
+    if let Where::Tree(_) = args.place {
+        args.into("", &c.namespace)?;
+    }
     let found = args.select.find(&c.catalog(), &c.namespace)?;
     if !args.select.is_set() {
         if let Some((name, e)) = found.missing.into_iter().next() {
@@ -218,6 +222,12 @@ impl Work<'_> {
             names: candidates(name, &view.key, c).0,
         };
         wanted.mailboxes = self.mailboxes.iter().map(pick).collect();
+        let owner = match (&wanted.user, Owner::from_key(&view.key)) {
+            (Some(user), _) => user.clone(),
+            (None, Some(Owner::User(user))) => user,
+            _ => String::new(),
+        };
+        wanted.into = self.args.into(&owner, &c.namespace)?;
         let mut choice = Choice::of(view.index(), &view.key, &wanted, &c.namespace)
             .map_err(|e| e.for_user(&view.key))?;
         let (messages, bytes) = choice.totals();

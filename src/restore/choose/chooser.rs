@@ -290,9 +290,19 @@ impl Chooser<'_> {
             tombstones: Vec::new(),
             bodiless: 0,
             flags_only: self.wanted.flags_only,
+            only_there: !self.to.is_empty() && self.is_into_shared(),
             keep_uids: self.wanted.keep_uids,
             partition: self.wanted.partition.clone(),
             acl,
+        }
+    }
+
+    fn is_into_shared(&self) -> bool {
+        match &self.wanted.into {
+            Into::Mailbox(to) => {
+                MboxName::parse(to, self.ns).is_ok_and(|name| name.userid().is_none())
+            }
+            Into::Place | Into::Tree(_) => false,
         }
     }
 

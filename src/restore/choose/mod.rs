@@ -352,6 +352,7 @@ mod tests {
             tombstones: Vec::new(),
             bodiless: 0,
             flags_only: false,
+            only_there: false,
             keep_uids: true,
             partition: None,
             acl: None,

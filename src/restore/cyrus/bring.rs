@@ -4,7 +4,7 @@
 //! it has told, and the next one skips that. A block that is refused is halved until the message
 //! is found that the server does not want.
 
-use super::super::{Bodies, Done, Folder, Item};
+use super::super::{Bodies, Done, Folder, Item, NOT_MADE};
 use super::{Cyrus, refused};
 use crate::client::csync::Status;
 use crate::cyrus::dlist::Value;
@@ -53,6 +53,10 @@ impl Cyrus {
                 }
                 _ => need.push(item),
             }
+        }
+        if folder.only_there && !is_there {
+            done.failed.push((0, NOT_MADE.into()));
+            return Ok(());
         }
         if dry_run {
             done.made = !is_there;

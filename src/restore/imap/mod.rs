@@ -19,7 +19,7 @@ use crate::client::tls::Trust;
 use crate::cyrus::dlist::Value;
 use crate::cyrus::mboxname::Namespace;
 use crate::error::{Error, Kind, Result};
-use crate::restore::{Bodies, Destination, Done, Folder, Item, Plan};
+use crate::restore::{Bodies, Destination, Done, Folder, Item, NOT_MADE, Plan};
 use send::Sender;
 use std::collections::{BTreeMap, HashSet};
 use text::{Names, Permanent, Space, Spaces};
@@ -193,6 +193,7 @@ impl Append {
         }
         match folder.flags_only {
             true => done.notes.push(format!("there is no {name}: {refused}")),
+            false if folder.only_there => done.failed.push((0, format!("{NOT_MADE}: {refused}"))),
             false => done.failed.push((0, refused.to_string())),
         }
         Ok(None)
@@ -210,7 +211,7 @@ impl Append {
             Ok(selected) => return Ok(Ok(selected)),
             Err(refused) => refused,
         };
-        if folder.flags_only || first.has("CANNOT") {
+        if folder.flags_only || folder.only_there || first.has("CANNOT") {
             return Ok(Err(first));
         }
         if dry_run {

@@ -200,6 +200,7 @@ fn folder(name: &str, items: Vec<Item>) -> Folder {
         tombstones: Vec::new(),
         bodiless: 0,
         flags_only: false,
+        only_there: false,
         keep_uids: false,
         partition: None,
         acl: None,
