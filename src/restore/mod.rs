@@ -167,7 +167,9 @@ pub struct Done {
     pub flagged: u64,
     /// What was not brought, and why: UID (0: the folder itself) and reason.
     pub failed: Vec<(u32, String)>,
-    /// With `keep_uids`: what is not as it was, read back from the destination.
+    /// With `keep_uids`: it was read back from the destination and compared.
+    pub compared: bool,
+    /// What then was not as it should be.
     pub differs: Vec<String>,
     /// What people should know besides.
     pub notes: Vec<String>,

@@ -34,6 +34,76 @@ impl Line {
     }
 }
 
+/// Numbers of several mailboxes, of one user or of all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sum {
+    brought: u64,
+    bytes: u64,
+    there: u64,
+    flagged: u64,
+    failed: u64,
+    /// A server is rebuilt, and this is about mailboxes that were seen to be as they were.
+    equal: u64,
+    /// Were seen not to be.
+    unequal: u64,
+    /// Were not looked at: the run ended before, or they were not taken.
+    unproven: u64,
+    is_rebuild: bool,
+}
+
+impl Sum {
+    /// Both together.
+    pub fn and(self, other: Sum) -> Sum {
+        Sum {
+            brought: self.brought + other.brought,
+            bytes: self.bytes + other.bytes,
+            there: self.there + other.there,
+            flagged: self.flagged + other.flagged,
+            failed: self.failed + other.failed,
+            equal: self.equal + other.equal,
+            unequal: self.unequal + other.unequal,
+            unproven: self.unproven + other.unproven,
+            is_rebuild: self.is_rebuild || other.is_rebuild,
+        }
+    }
+
+    /// For people, about `who`.
+    pub fn text(&self, who: &str, dry_run: bool, out: &mut Out) -> Result<()> {
+        if self.is_rebuild && !dry_run {
+            out.line(format_args!(
+                "{who}: {} mailboxes are equal, {} are not, {} were not compared",
+                self.equal, self.unequal, self.unproven
+            ))?;
+        }
+        out.line(format_args!(
+            "{who}: {} messages {}, {} bytes; {} there already, {} flagged anew, {} failed",
+            self.brought,
+            if dry_run { "to bring" } else { "brought" },
+            self.bytes,
+            self.there,
+            self.flagged,
+            self.failed
+        ))
+    }
+
+    /// As an object.
+    pub fn json(&self) -> Value {
+        let mut sum = json!({
+            "brought": self.brought,
+            "bytes": self.bytes,
+            "there": self.there,
+            "flagged": self.flagged,
+            "failed": self.failed,
+        });
+        if self.is_rebuild {
+            sum["equal"] = json!(self.equal);
+            sum["unequal"] = json!(self.unequal);
+            sum["not_compared"] = json!(self.unproven);
+        }
+        sum
+    }
+}
+
 /// One backup.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -64,11 +134,44 @@ impl Report {
                 .all(|l| l.done.failed.is_empty() && l.done.differs.is_empty())
     }
 
+    /// All its mailboxes together.
+    pub fn sum(&self) -> Sum {
+        let mut sum = Sum {
+            failed: self.failed.len() as u64,
+            ..Sum::default()
+        };
+        let mut is_rebuild = false;
+        for line in &self.lines {
+            let d = &line.done;
+            let mut one = Sum {
+                brought: d.brought,
+                bytes: d.bytes,
+                there: d.there,
+                flagged: d.flagged,
+                failed: d.failed.len() as u64,
+                ..Sum::default()
+            };
+            if line.keep_uids {
+                is_rebuild = true;
+                // Equal is what was seen to be.
+                match (d.compared, d.differs.is_empty() && d.failed.is_empty()) {
+                    (true, true) => one.equal = 1,
+                    (true, false) => one.unequal = 1,
+                    (false, _) => one.unproven = 1,
+                }
+            }
+            sum = sum.and(one);
+        }
+        if is_rebuild {
+            sum.is_rebuild = true;
+            sum.unproven += self.not_begun.len() as u64;
+        }
+        sum
+    }
+
     /// For people. `dry_run`: what would be done.
     pub fn text(&self, c: &Context, dry_run: bool, out: &mut Out) -> Result<()> {
         let name = |n: &str| plain(&c.admin_name(n));
-        let mut sum = Done::default();
-        let (mut equal, mut unequal) = (0, 0);
         for line in &self.lines {
             let d = &line.done;
             let mut text = vec![match (dry_run, d.brought) {
@@ -129,17 +232,6 @@ impl Report {
             for note in &d.notes {
                 out.line(format_args!("  note: {}", plain(note)))?;
             }
-            if line.keep_uids && !dry_run {
-                match d.differs.is_empty() && d.failed.is_empty() {
-                    true => equal += 1,
-                    false => unequal += 1,
-                }
-            }
-            sum.brought += d.brought;
-            sum.bytes += d.bytes;
-            sum.there += d.there;
-            sum.flagged += d.flagged;
-            sum.failed.extend_from_slice(&d.failed);
         }
         let user = plain(&self.from);
         for mailbox in &self.not_begun {
@@ -151,20 +243,7 @@ impl Report {
         for note in &self.notes {
             out.line(format_args!("{user}: note: {}", plain(note)))?;
         }
-        if equal + unequal > 0 {
-            out.line(format_args!(
-                "{user}: {equal} mailboxes are equal, {unequal} are not"
-            ))?;
-        }
-        out.line(format_args!(
-            "{user}: {} messages {}, {} bytes; {} there already, {} flagged anew, {} failed",
-            sum.brought,
-            if dry_run { "to bring" } else { "brought" },
-            sum.bytes,
-            sum.there,
-            sum.flagged,
-            sum.failed.len() + self.failed.len()
-        ))
+        self.sum().text(&user, dry_run, out)
     }
 
     /// As an object.
@@ -197,6 +276,7 @@ impl Report {
                     "notes": d.notes,
                 });
                 if l.keep_uids {
+                    line["compared"] = json!(d.compared);
                     line["differs"] = json!(d.differs);
                 }
                 line

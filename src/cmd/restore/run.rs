@@ -10,7 +10,7 @@ use super::super::output::Out;
 use super::super::parallel::in_order;
 use super::super::select::Chosen;
 use super::super::{Context, Outcome, status};
-use super::report::{Line, Report};
+use super::report::{Line, Report, Sum};
 use super::{Args, Where, guids};
 use crate::client::Login;
 use crate::client::csync::Timeouts;
@@ -27,6 +27,7 @@ use crate::restore::{Bodies, Destination, Done, Folder};
 use crate::util::progress::Progress;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -144,8 +145,10 @@ fn setting(c: &Context) -> Setting {
 impl Work<'_> {
     fn all(&self, chosen: &[Chosen], out: &mut Out) -> Result<Outcome> {
         let mut worst = None;
+        let sum = Cell::new(Sum::default());
         let mut tell = |out: &mut dyn FnMut(&Report) -> Result<()>, report: Report| {
             out(&report)?;
+            sum.set(sum.get().and(report.sum()));
             if let Some(e) = &report.error {
                 self.c.complain(&report.from, e);
                 worst.get_or_insert(e.kind());
@@ -177,10 +180,16 @@ impl Work<'_> {
             let fields = [("to", json!(to)), ("dry_run", json!(dry_run))];
             out.document(&fields, |d| {
                 d.list("users")?;
-                each(&mut |report| tell(&mut |r| d.row(&r.json(&self.c.namespace)), report))
+                let ns = &self.c.namespace;
+                each(&mut |report| tell(&mut |r| d.row(&r.json(ns)), report))?;
+                d.field("total", &sum.get().json())
             })?;
         } else {
             each(&mut |report| tell(&mut |r| r.text(self.c, dry_run, out), report))?;
+            if chosen.len() > 1 {
+                let who = format!("all {} backups", chosen.len());
+                sum.get().text(&who, dry_run, out)?;
+            }
         }
         Ok(match worst {
             Some(kind) if !self.args.select.is_set() => Outcome::Status(status(kind)),

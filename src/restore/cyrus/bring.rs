@@ -169,7 +169,8 @@ impl Cyrus {
             if status != Status::Ok {
                 let what = format!("cannot make the mailbox {}", self.shown(&name));
                 let mut why = refused(&what, &status);
-                if why.to_ascii_lowercase().contains("partition") {
+                // What servers say to a partition that they have not.
+                if why.contains("partition") || why.ends_with("Unknown error") {
                     let on = partition.as_deref().unwrap_or("of the server's choice");
                     why.push_str(&format!(" (partition {on}; --partition names another)"));
                 }

@@ -428,7 +428,8 @@ fn fill(
     dry_run: bool,
     done: &mut Done,
 ) -> Result<()> {
-    done.made = output.is_new;
+    let is_new = output.is_new;
+    done.made = is_new && dry_run;
     let hash = hash_of(&folder.to);
     let mut wanted = Vec::new();
     // One UID may come from several epochs of a mailbox; with the same message it is the same.
@@ -462,11 +463,14 @@ fn fill(
         };
         match added? {
             Ok(()) => {
+                done.made = is_new;
                 done.brought += 1;
                 done.bytes += r.size;
             }
             Err(why) => done.failed.push((r.uid, why)),
         }
     }
-    output.sync()
+    output.sync()?;
+    done.made = is_new;
+    Ok(())
 }

@@ -232,7 +232,8 @@ impl Destination for Tree {
             }
         };
         let there = self.there(&path)?;
-        done.made = there.is_none();
+        let is_new = there.is_none();
+        done.made = is_new && dry_run;
         let mut there = there.unwrap_or_default();
         let (wanted, others) = split(&folder.items, &mut there);
         done.there = (folder.items.len() - wanted.len()) as u64;
@@ -250,9 +251,12 @@ impl Destination for Tree {
         let (files, bytes) = self.store.waiting();
         done.brought = done.brought.saturating_sub(files);
         done.bytes = done.bytes.saturating_sub(bytes);
+        done.made = is_new && done.brought > 0;
         filled?;
         self.mailbox(&path, folder, &others)?;
-        self.store.settle()
+        self.store.settle()?;
+        done.made = is_new;
+        Ok(())
     }
 
     fn user(&mut self, plan: &Plan, dry_run: bool) -> Result<Vec<String>> {
