@@ -175,6 +175,72 @@ pub struct Done {
     pub notes: Vec<String>,
 }
 
+/// What became of something that is not mail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Became {
+    /// It is there now, or in a dry run would be.
+    Brought,
+    /// It was there, and the same.
+    There,
+    /// Another one is there, and stays.
+    Left,
+    /// It could not be.
+    Failed,
+}
+
+impl Became {
+    /// One word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Became::Brought => "brought",
+            Became::There => "there",
+            Became::Left => "left",
+            Became::Failed => "failed",
+        }
+    }
+}
+
+/// Something of a user's own that is not mail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// `script`, `active script`, `subscription`, `seen state`, `quota`, or several at once.
+    pub kind: &'static str,
+    /// Which; empty for all of them.
+    pub name: String,
+    /// What became of it.
+    pub became: Became,
+    /// Why, if it was not brought and is not there.
+    pub why: String,
+}
+
+impl Own {
+    /// Without a reason.
+    pub fn new(kind: &'static str, name: &str, became: Became) -> Own {
+        Own {
+            kind,
+            name: name.to_owned(),
+            became,
+            why: String::new(),
+        }
+    }
+
+    /// What could not be brought.
+    pub fn failed(kind: &'static str, name: &str, why: impl Into<String>) -> Own {
+        Own {
+            why: why.into(),
+            ..Own::new(kind, name, Became::Failed)
+        }
+    }
+
+    /// What stays as it is there.
+    pub fn left(kind: &'static str, name: &str, why: impl Into<String>) -> Own {
+        Own {
+            why: why.into(),
+            ..Own::new(kind, name, Became::Left)
+        }
+    }
+}
+
 /// A way out. An error ends the run (the destination is gone, no space); what concerns one message
 /// or folder is told in [`Done::failed`] and the run goes on.
 pub trait Destination {
@@ -197,9 +263,10 @@ pub trait Destination {
         done: &mut Done,
     ) -> Result<()>;
 
-    /// Brings subscriptions, seen states, scripts and quota. Returns what could not be brought and
-    /// why, one line each; a destination that has no such thing says so once for each kind.
-    fn user(&mut self, plan: &Plan, dry_run: bool) -> Result<Vec<String>>;
+    /// Brings subscriptions, seen states, scripts and quota, and tells in `told` what became of each,
+    /// as it happens; a destination that has no such thing says so once for each kind. With
+    /// `dry_run` nothing is changed.
+    fn user(&mut self, plan: &Plan, dry_run: bool, told: &mut Vec<Own>) -> Result<()>;
 
     /// Ends in order: everything is durable as far as the destination can say so.
     fn finish(&mut self) -> Result<()>;

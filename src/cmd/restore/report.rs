@@ -4,8 +4,9 @@ use super::super::output::{Out, plain};
 use super::super::{Context, admin_name};
 use crate::cyrus::mboxname::Namespace;
 use crate::error::{Error, Result};
-use crate::restore::{Done, Folder};
+use crate::restore::{Became, Done, Folder, Own};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// One mailbox.
 #[derive(Debug)]
@@ -117,7 +118,9 @@ pub struct Report {
     pub not_begun: Vec<String>,
     /// What was left out on purpose.
     pub notes: Vec<String>,
-    /// What of the user's own data was not brought.
+    /// What became of the user's own data.
+    pub own: Vec<Own>,
+    /// What else was not brought.
     pub failed: Vec<String>,
     /// Why it ended early.
     pub error: Option<Error>,
@@ -127,17 +130,51 @@ impl Report {
     /// Whether all that was wanted is there now.
     pub fn is_well(&self) -> bool {
         self.error.is_none()
-            && self.failed.is_empty()
+            && self.failures().is_empty()
             && self
                 .lines
                 .iter()
                 .all(|l| l.done.failed.is_empty() && l.done.differs.is_empty())
     }
 
+    /// What was not brought besides mail.
+    fn failures(&self) -> Vec<String> {
+        let failed = self.own.iter().filter(|o| o.became == Became::Failed);
+        let failed = failed.map(|o| {
+            let what = format!("{} {}", o.kind, o.name);
+            format!("{}: {}", what.trim_end(), o.why)
+        });
+        self.failed.iter().cloned().chain(failed).collect()
+    }
+
+    /// What is not mail, for people: what is there already is only counted.
+    fn own_text(&self, user: &str, dry_run: bool, out: &mut Out) -> Result<()> {
+        let mut there: BTreeMap<&str, u64> = BTreeMap::new();
+        for o in &self.own {
+            let name = plain(&o.name);
+            match o.became {
+                Became::There => *there.entry(o.kind).or_default() += 1,
+                Became::Brought => {
+                    let what = if dry_run { "to bring" } else { "brought" };
+                    out.line(format_args!("{user}: {} {name}: {what}", o.kind))?;
+                }
+                Became::Left => {
+                    let why = plain(&o.why);
+                    out.line(format_args!("{user}: {} {name}: left: {why}", o.kind))?;
+                }
+                Became::Failed => {}
+            }
+        }
+        for (kind, n) in there {
+            out.line(format_args!("{user}: {kind}: {n} there already"))?;
+        }
+        Ok(())
+    }
+
     /// All its mailboxes together.
     pub fn sum(&self) -> Sum {
         let mut sum = Sum {
-            failed: self.failed.len() as u64,
+            failed: self.failures().len() as u64,
             ..Sum::default()
         };
         let mut is_rebuild = false;
@@ -237,7 +274,8 @@ impl Report {
         for mailbox in &self.not_begun {
             out.line(format_args!("{}: not begun", name(mailbox)))?;
         }
-        for what in &self.failed {
+        self.own_text(&user, dry_run, out)?;
+        for what in &self.failures() {
             out.line(format_args!("{user}: failed: {}", plain(what)))?;
         }
         for note in &self.notes {
@@ -288,8 +326,17 @@ impl Report {
             "mailboxes": lines,
             "not_begun": self.not_begun,
             "notes": self.notes,
-            "failed": self.failed,
+            "own": self.own.iter().map(own_json).collect::<Value>(),
+            "failed": self.failures(),
             "error": self.error.as_ref().map(Error::to_string),
         })
     }
+}
+
+fn own_json(o: &Own) -> Value {
+    let mut row = json!({"kind": o.kind, "name": o.name, "became": o.became.word()});
+    if !o.why.is_empty() {
+        row["why"] = json!(o.why);
+    }
+    row
 }

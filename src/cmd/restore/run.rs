@@ -300,8 +300,7 @@ impl Work<'_> {
                 result.map_err(|e| e.place(c.admin_name(&folder.to)))?;
             }
             report.failed.extend(named.missing());
-            report.failed.extend(to.user(&choice.plan, dry_run)?);
-            Ok(())
+            to.user(&choice.plan, dry_run, &mut report.own)
         })();
         let left = choice.plan.folders.iter().skip(begun);
         report.not_begun = left.map(|f| f.from.clone()).collect();

@@ -16,7 +16,7 @@ mod there;
 mod upload;
 mod user;
 
-use super::{Bodies, Destination, Done, Folder, Plan};
+use super::{Bodies, Destination, Done, Folder, Own, Plan};
 use crate::client::csync::{Csync, Status};
 use crate::client::stream::Stream;
 use crate::cyrus::dlist::{Parser, Value};
@@ -173,8 +173,8 @@ impl Destination for Cyrus {
         self.bring(folder, bodies, dry_run, done)
     }
 
-    fn user(&mut self, plan: &Plan, dry_run: bool) -> Result<Vec<String>> {
-        self.bring_user(plan, dry_run)
+    fn user(&mut self, plan: &Plan, dry_run: bool, told: &mut Vec<Own>) -> Result<()> {
+        self.bring_user(plan, dry_run, told)
     }
 
     fn finish(&mut self) -> Result<()> {
