@@ -17,7 +17,7 @@ use crate::client::csync::Timeouts;
 use crate::client::tls::Trust;
 use crate::cyrus::config::options::Opt;
 use crate::cyrus::guid::Guid;
-use crate::cyrus::mboxname::Owner;
+use crate::cyrus::mboxname::{Owner, inbox_of};
 use crate::error::{Error, Kind, Result};
 use crate::restore::bodies::FromBackup;
 use crate::restore::choose::{Choice, Into, Pick, Wanted, Which};
@@ -32,6 +32,9 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+
+/// Said of a user who is gone when history does not reach back to his end.
+const NOT_KNOWN: &str = "the user is gone for longer than history is kept: which script was active, and what was seen, is not known";
 
 /// What all users have in common.
 struct Work<'a> {
@@ -231,14 +234,28 @@ impl Work<'_> {
             names: candidates(name, &view.key, c).0,
         };
         wanted.mailboxes = self.mailboxes.iter().map(pick).collect();
-        let owner = match (&wanted.user, Owner::from_key(&view.key)) {
-            (Some(user), _) => user.clone(),
-            (None, Some(Owner::User(user))) => user,
+        let owner = match Owner::from_key(&view.key) {
+            Some(Owner::User(user)) => user,
             _ => String::new(),
         };
-        wanted.into = self.args.into(&owner, &c.namespace)?;
+        let to = wanted.user.as_ref().unwrap_or(&owner);
+        wanted.into = self.args.into(to, &c.namespace)?;
         let mut choice = Choice::of(view.index(), &view.key, &wanted, &c.namespace)
             .map_err(|e| e.for_user(&view.key))?;
+        if choice.is_gone && !owner.is_empty() && wanted.what.own() {
+            let inbox = inbox_of(&owner, &c.namespace);
+            let lived = c.place().alive(&view, &inbox)?;
+            match &lived {
+                Some(past) => {
+                    if let Some((offset, what)) = past.damage().first() {
+                        let what = format!("history is not whole: file offset {offset}: {what}");
+                        c.complain(&view.key, &Error::new(Kind::Damaged, what));
+                    }
+                    choice.own_of(past.index())?;
+                }
+                None => choice.plan.notes.push(NOT_KNOWN.into()),
+            }
+        }
         let (messages, bytes) = choice.totals();
         let plan = &choice.plan;
         report.userid.clone_from(&plan.userid);

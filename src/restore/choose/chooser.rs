@@ -390,11 +390,12 @@ impl Chooser<'_> {
         }
     }
 
-    pub(super) fn user(&self, gone: bool, plan: &mut Plan) -> Result<()> {
+    /// What is not mail, of a state of the backup.
+    pub(super) fn user(&self, index: &Index, gone: bool, plan: &mut Plan) -> Result<()> {
         let what = self.wanted.what;
         let dead = self.wanted.which != Which::Alive;
         if what.subscriptions {
-            let mut rows = self.index.subscriptions(gone || dead)?;
+            let mut rows = index.subscriptions(gone || dead)?;
             if gone && !dead {
                 let end = rows.iter().filter_map(|r| r.unsubscribed).max();
                 rows.retain(|r| r.unsubscribed.is_none() || r.unsubscribed == end);
@@ -404,11 +405,11 @@ impl Chooser<'_> {
             plan.subscriptions.dedup();
         }
         if what.seen {
-            let rows = self.index.seen_states()?;
+            let rows = index.seen_states()?;
             plan.seen = rows.into_iter().map(|r| (r.uniqueid, r.value)).collect();
         }
         if what.sieve {
-            let mut rows = self.index.scripts(gone || dead)?;
+            let mut rows = index.scripts(gone || dead)?;
             if gone && !dead {
                 let end = rows.iter().filter_map(|r| r.deleted).max();
                 rows.retain(|r| r.deleted.is_none() || r.deleted == end);
@@ -423,10 +424,13 @@ impl Chooser<'_> {
                     content: r.content,
                 })
                 .collect();
-            plan.active_script = self.index.active_script()?;
+            plan.active_script = index.active_script()?;
         }
         if what.quota {
-            let rows = self.index.quotas()?;
+            let mut rows = index.quotas()?;
+            if gone && rows.is_empty() {
+                rows = index.last_quotas()?;
+            }
             let moved = rows.into_iter().map(|(root, v)| (self.moved(&root), v));
             plan.quotas = moved.collect();
         }

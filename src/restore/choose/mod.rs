@@ -93,6 +93,11 @@ impl What {
         sieve: false,
         quota: false,
     };
+
+    /// Whether anything but mail is wanted.
+    pub fn own(&self) -> bool {
+        self.subscriptions || self.seen || self.sieve || self.quota
+    }
 }
 
 /// What is wanted.
@@ -145,6 +150,10 @@ pub struct Choice<'a> {
     chooser: Chooser<'a>,
     alive: HashSet<Guid>,
     parts: Vec<Part>,
+    /// The user is gone, and comes back as he was at his end: what of his own is not mail should be
+    /// taken from the last state in which he lived ([`Choice::own_of`]). Until then it is what the
+    /// index tells of that, without what it forgets.
+    pub is_gone: bool,
     /// The plan, whose folders may lack their messages.
     pub plan: Plan,
 }
@@ -219,6 +228,7 @@ impl<'a> Choice<'a> {
             chooser,
             alive,
             parts: Vec::new(),
+            is_gone: gone,
             plan,
         };
         if wanted.what.mail {
@@ -232,7 +242,7 @@ impl<'a> Choice<'a> {
                 name.is_ok_and(|n| n.is_deleted())
             });
         }
-        choice.chooser.user(gone, &mut choice.plan)?;
+        choice.chooser.user(index, gone, &mut choice.plan)?;
         let bare = choice.parts.iter().map(|p| p.folder.head_only());
         choice.plan.folders = bare.collect();
         let folders = &choice.plan.folders;
@@ -248,6 +258,11 @@ impl<'a> Choice<'a> {
     pub fn totals(&self) -> (u64, u64) {
         let sizes = self.parts.iter().map(|p| (p.messages, p.bytes));
         sizes.fold((0, 0), |(n, bytes), (m, more)| (n + m, bytes + more))
+    }
+
+    /// Takes what is not mail from another state of the same backup.
+    pub fn own_of(&mut self, index: &Index) -> Result<()> {
+        self.chooser.user(index, false, &mut self.plan)
     }
 
     /// One of the plan's folders, with its messages; to be asked for once.
