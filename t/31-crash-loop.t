@@ -253,7 +253,7 @@ class Loop:
                 expect_none(compare.states(before, self.cyrus.dump(self.traffic.users)), "the IMAP server before and after")
             self.in_order()
             self.acknowledged_is_there()
-            self.traffic.clean()
+            self.traffic.sent()
         except Exception as error:
             diag("round %d: %s" % (number, plan))
             for line in said:

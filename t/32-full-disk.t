@@ -3,6 +3,7 @@
 far as they fit, space returns, and the next sync completes. Nothing acknowledged is missing and
 nothing stale is left, on disk or open. On small tmpfs of our own, so it needs root."""
 
+import glob
 import os
 import re
 import shutil
@@ -214,6 +215,8 @@ def tools(full):
     done = full.to.tool("reindex", "emil")
     expect(done.code not in (0, None, 65), "reindex has no room", [str(done)])
     expect(re.search("space|full|I/O", done.err), "it says why", [str(done)])
+    # What it had made so far takes no room from the others.
+    expect_none(glob.glob(glob.escape(full.to.data_file("emil")) + ".index.new*"), "half an index")
     full.disk.empty()
     # The index that was there is still in use.
     full.to.json("messages", "emil")

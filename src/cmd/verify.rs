@@ -85,7 +85,7 @@ fn look(
             ..Finding::default()
         });
     }
-    if proof.findings.is_empty() && depth == Depth::Full {
+    if proof.findings.is_empty() && proof.unsettled == 0 && depth == Depth::Full {
         let proved = Proved {
             time: now().0,
             generation: proof.generation.clone(),
@@ -160,8 +160,14 @@ fn as_text(chosen: &Chosen, proof: &Proof, out: &mut Out) -> Result<()> {
     let name = plain(&chosen.name());
     if proof.findings.is_empty() {
         return out.line(format_args!(
-            "{name}: ok ({} bytes, {} chunks, {} messages)",
-            proof.bytes, proof.chunks, proof.messages
+            "{name}: ok ({} bytes, {} chunks, {} messages){}",
+            proof.bytes,
+            proof.chunks,
+            proof.messages,
+            match note(proof) {
+                Some(note) => format!(", {note}"),
+                None => String::new(),
+            }
         ));
     }
     for finding in &proof.findings {
@@ -171,6 +177,17 @@ fn as_text(chosen: &Chosen, proof: &Proof, out: &mut Out) -> Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// What is no fault, and yet to be known.
+fn note(proof: &Proof) -> Option<String> {
+    if proof.unadopted {
+        return Some("not yet adopted from the old tools".into());
+    }
+    let bytes = Some(proof.unsettled).filter(|&n| n > 0)?;
+    let text =
+        format!("{bytes} bytes behind it are of an interrupted session, the next settles them");
+    Some(text)
 }
 
 fn describe(f: &Finding) -> String {
@@ -213,6 +230,7 @@ fn as_json(chosen: &Chosen, proof: &Proof, depth: Depth) -> Value {
         "chunks": proof.chunks,
         "messages": proof.messages,
         "lines": proof.lines,
+        "note": note(proof),
         "findings": findings,
     })
 }

@@ -14,7 +14,7 @@ use super::index::{Index, Lines, MailboxOutcome, Place, apply_line};
 use super::line::{Line, body_head, generation, prefix};
 use super::lock::{Create, DataLock, Wait};
 use super::log::{Checkpoint, Log};
-use super::recover::{Opened, anew, recover};
+use super::recover::{HURT, Opened, anew, doubts, recover};
 use super::spool::Spool;
 use crate::cyrus::dlist::{Limits, Parser, Value, Why};
 use crate::cyrus::guid::Guid;
@@ -191,6 +191,11 @@ impl Backup {
         if !doubtful.is_empty() {
             backup.doubt(&doubtful)?;
         }
+        let lost = super::shorter::restate(&mut backup)?;
+        let end = backup.log.file_len();
+        backup
+            .damage
+            .extend(lost.into_iter().map(|what| (end, what)));
         Ok(backup)
     }
 
@@ -286,6 +291,24 @@ impl Backup {
 
     /// Opens a unit and a chunk if there is none.
     fn begin(&mut self, now: Timestamp) -> Result<()> {
+        self.adopt(now)?;
+        self.begin_unit(now)
+    }
+
+    /// Makes a log of the old tools ours, before anything else is written to it: names it, and marks
+    /// what they missed, so that it is asked for again. Durable by itself, whatever becomes of the unit
+    /// that follows. True if that was to be done.
+    pub fn adopt(&mut self, now: Timestamp) -> Result<bool> {
+        let idle = self.unit.is_none() && self.chunk.is_none();
+        if !idle || self.index.meta_text("generation")?.as_deref() != Some("") {
+            return Ok(false);
+        }
+        let done = self.begin_unit(now).and_then(|()| self.commit());
+        self.settle(done)?;
+        Ok(true)
+    }
+
+    fn begin_unit(&mut self, now: Timestamp) -> Result<()> {
         self.sound()?;
         if self.unit.is_none() {
             let log = self.log.checkpoint()?;
@@ -374,10 +397,12 @@ impl Backup {
         }
         if adopted {
             // From here on the log is ours: what the old tools missed is asked for again.
-            for found in self.index.doubtful(true)? {
+            let hurt = self.index.meta_text(HURT)?.unwrap_or_default();
+            for found in doubts(&self.index, hurt.split_whitespace(), true)? {
                 let line = self.doubted(&found);
                 self.put(&line, now)?;
             }
+            self.index.unset_meta(HURT)?;
         }
         self.manifest(now)
     }

@@ -12,7 +12,7 @@
 use super::backup::{Backup, Bodies, resync_line};
 use super::doubt::{Loss, Use};
 use super::file::LogFile;
-use super::index::{self, Index};
+use super::index::{self, Index, MailboxRow};
 use super::line::{Line, needs_literal};
 use super::reader::{Part, Reader, Stale, bodies, readable};
 use super::reindex::{self, From, Trailing};
@@ -107,8 +107,58 @@ fn stated(head: &MailboxHead, records: Vec<Value>) -> Value {
     Value::Kv(keys)
 }
 
+/// What an index has of a mailbox, with some of its records; `None` if it is nothing with content.
+pub(super) fn statement(
+    index: &Index,
+    uniqueid: &str,
+    uids: &[u32],
+) -> Result<Option<(MailboxRow, Value)>> {
+    let Some(row) = index.mailbox(uniqueid)?.filter(|row| !row.intermediate) else {
+        return Ok(None);
+    };
+    let mut records = Vec::new();
+    for uid in uids {
+        if let Some(row) = index.record(row.id, row.epoch, *uid)? {
+            records.push(row.record.to_value());
+        }
+    }
+    let value = stated(&row.head, records);
+    Ok(Some((row, value)))
+}
+
+/// Writes such a statement to a log and makes it durable. A crash behind it leaves a deleted mailbox
+/// alive, which the sender's next run takes away.
+pub(super) fn state_again(
+    backup: &mut Backup,
+    scratch: &Path,
+    budget: u64,
+    now: Timestamp,
+    row: &MailboxRow,
+    value: &Value,
+) -> Result<()> {
+    let heir = match row.deleted {
+        Some(_) => backup.index().mailbox_by_name(&row.mboxname)?,
+        None => None,
+    };
+    let mut spool = Spool::new(scratch, budget);
+    spool.append(&print_to_vec(value, Form::Log))?;
+    let literal = needs_literal(value);
+    // Records of older epochs are not stated again, but their bodies are this mailbox's, too.
+    backup.mailbox_and(Bodies::All, &[], &spool, literal, now)?;
+    backup.commit()?;
+    let after = match (row.deleted, heir) {
+        (None, _) => return Ok(()),
+        // The name is another's by now, who takes it back.
+        (Some(_), Some(heir)) => Line::new("MAILBOX", &stated(&heir.head, Vec::new())),
+        (Some(_), None) => Line::new("UNMAILBOX", &Value::text(&row.mboxname)),
+    };
+    backup.append(&[after], now)
+}
+
 impl Healer<'_> {
     fn run(&mut self, copies: &[PathBuf]) -> Result<Healed> {
+        // What the old tools missed is asked for when the log is ours.
+        let adopted = self.backup.adopt(self.now)?;
         self.backup.seal()?;
         let proof = examine(self.backup.path(), self.scratch)?;
         let loss = match proof.loss {
@@ -141,6 +191,16 @@ impl Healer<'_> {
             }
         }
         self.mark(&loss, &wanted, &mut out)?;
+        if adopted {
+            let index = self.backup.index();
+            for (uniqueid, _, why) in index.marks()? {
+                let row = index.mailbox(&uniqueid)?;
+                out.marked
+                    .push((row.map_or(uniqueid, |row| row.mboxname), why));
+            }
+        } else if proof.damaged {
+            self.mark_more(&mut out)?;
+        }
         self.backup.seal()?;
         for (guid, uses) in loss.bodies {
             let comes = |u: &Use| Ok(u.live && self.backup.index().resync(&u.uniqueid)?.is_some());
@@ -255,39 +315,33 @@ impl Healer<'_> {
         Ok(())
     }
 
-    /// States a mailbox as it is, with some of its records, and makes it durable. A crash behind
-    /// it leaves a deleted mailbox alive, which the sender's next run takes away.
+    /// States a mailbox as it is, with some of its records, and makes it durable.
     fn restate(&mut self, uniqueid: &str, uids: &[u32]) -> Result<()> {
-        let index = self.backup.index();
-        let Some(row) = index.mailbox(uniqueid)?.filter(|row| !row.intermediate) else {
+        let Some((row, value)) = statement(self.backup.index(), uniqueid, uids)? else {
             self.backup.abort();
             return Ok(());
         };
-        let mut records = Vec::new();
-        for uid in uids {
-            if let Some(row) = index.record(row.id, row.epoch, *uid)? {
-                records.push(row.record.to_value());
+        let (scratch, budget, now) = (self.scratch, self.budget, self.now);
+        state_again(self.backup, scratch, budget, now, &row, &value)
+    }
+
+    /// Marks those whose records cannot be what was stated, though index and log agree: the damage was
+    /// there when the index was made.
+    fn mark_more(&mut self, out: &mut Healed) -> Result<()> {
+        let index = self.backup.index();
+        let mut lines = Vec::new();
+        for (uniqueid, why) in index.unsummed(true)? {
+            if index.resync(&uniqueid)?.is_none() {
+                lines.push(resync_line(&uniqueid, 1, &why));
+                let row = index.mailbox(&uniqueid)?;
+                out.marked
+                    .push((row.map_or(uniqueid, |row| row.mboxname), why));
             }
         }
-        let heir = match row.deleted {
-            Some(_) => index.mailbox_by_name(&row.mboxname)?,
-            None => None,
-        };
-        let value = stated(&row.head, records);
-        let mut spool = Spool::new(self.scratch, self.budget);
-        spool.append(&print_to_vec(&value, Form::Log))?;
-        let literal = needs_literal(&value);
-        // Records of older epochs are not stated again, but their bodies are this mailbox's, too.
-        self.backup
-            .mailbox_and(Bodies::All, &[], &spool, literal, self.now)?;
-        self.backup.commit()?;
-        let after = match (row.deleted, heir) {
-            (None, _) => return Ok(()),
-            // The name is another's by now, who takes it back.
-            (Some(_), Some(heir)) => Line::new("MAILBOX", &stated(&heir.head, Vec::new())),
-            (Some(_), None) => Line::new("UNMAILBOX", &Value::text(&row.mboxname)),
-        };
-        self.backup.append(&[after], self.now)
+        match lines.is_empty() {
+            true => Ok(()),
+            false => self.backup.append(&lines, self.now),
+        }
     }
 
     /// Marks the mailboxes that are in doubt, but those that lacked nothing but what came back.

@@ -67,7 +67,7 @@ impl Reader {
                         return Ok(reader);
                     };
                     // Asked first: a failed attempt to lock looks for the holder, which costs.
-                    if !matches!(holder(&reader.file), Ok(Holder::Nobody)) {
+                    if reader.is_held() {
                         return Ok(reader);
                     }
                     match Backup::open(path, "", Wait::No, Create::No, settings) {
@@ -169,6 +169,11 @@ impl Reader {
     pub fn data_file(&self) -> Result<File> {
         let file = self.file.try_clone();
         file.map_err(|e| Error::io("cannot open", e).at(&self.path))
+    }
+
+    /// Whether somebody else has the backup's lock, or it cannot be told.
+    pub fn is_held(&self) -> bool {
+        !matches!(holder(&self.file), Ok(Holder::Nobody))
     }
 
     /// The data file's path.

@@ -11,6 +11,7 @@ use super::file::{FileReader, LogFile};
 use super::gzip::{MemberEnd, MemberReader, last_flush_point, seal_bytes};
 use super::index::{self, Index};
 use super::reindex::{self, Entered, From, Known, Trailing};
+use super::shorter;
 use crate::cyrus::dlist::{Limits, Parser, Value};
 use crate::error::{Error, Kind, Result};
 use crate::util::hex;
@@ -32,6 +33,29 @@ pub(super) struct Opened {
     pub(super) damage: Vec<(u64, String)>,
     /// Mailboxes (uniqueid, reason) that a loss left in doubt.
     pub(super) doubtful: Vec<(String, String)>,
+}
+
+/// Where the index of a log of the old tools remembers which mailboxes were stated in members whose
+/// bytes are wrong: uniqueids, until they are marked.
+pub(super) const HURT: &str = "hurt";
+
+/// Live mailboxes (uniqueid, reason) that cannot be what their sender stated, or may not be: `hurt`
+/// names those whose lines stand where bytes are wrong.
+pub(super) fn doubts<'a>(
+    index: &Index,
+    hurt: impl Iterator<Item = &'a str>,
+    damaged: bool,
+) -> Result<Vec<(String, String)>> {
+    let mut out = index.doubtful(damaged)?;
+    for uniqueid in hurt {
+        let row = index.mailbox(uniqueid)?;
+        let live = row.is_some_and(|row| row.deleted.is_none() && !row.intermediate);
+        if live && !out.iter().any(|(known, _)| known == uniqueid) {
+            let why = "stated where bytes are wrong";
+            out.push((uniqueid.to_owned(), why.to_owned()));
+        }
+    }
+    Ok(out)
 }
 
 /// Threads that inflate when an index is built in passing.
@@ -103,17 +127,48 @@ pub(super) fn belongs(index: &Index, file: &dyn LogFile) -> Result<bool> {
     let Some(known) = index.meta_text("generation")? else {
         return Ok(false);
     };
-    if generation(file)? == Some(known) {
+    if generation(file)?.as_ref() == Some(&known) {
         return Ok(true);
     }
     // The first member names none, or what it names does not read as a line.
-    Ok(match index.meta_text("origin")? {
-        Some(known) => {
-            let len = known.split(':').next().and_then(|n| n.parse().ok());
-            known == origin(file, len.unwrap_or(0).min(HEAD))?
+    if let Some(known) = index.meta_text("origin")? {
+        let len = known.split(':').next().and_then(|n| n.parse().ok());
+        if known == origin(file, len.unwrap_or(0).min(HEAD))? {
+            return Ok(true);
         }
-        None => false,
-    })
+    }
+    Ok(!known.is_empty() && !first_reads(file)? && has_last_member(index, file)?)
+}
+
+/// Whether the first member reads to its end, or to that of the file.
+fn first_reads(file: &dyn LogFile) -> Result<bool> {
+    let fail = |e| Error::io("cannot read log", e);
+    if !starts_as_member(file)? {
+        return Ok(false);
+    }
+    let mut member = MemberReader::new(FileReader::new(file, 0));
+    match std::io::copy(&mut member, &mut std::io::sink()) {
+        Ok(_) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => return Ok(false),
+        Err(e) => return Err(fail(e)),
+    }
+    Ok(!matches!(
+        member.end().map_err(fail)?,
+        MemberEnd::Damaged(_)
+    ))
+}
+
+/// Whether the last sealed member that an index knows is in the log, byte for byte, where it says;
+/// it is not the first one.
+fn has_last_member(index: &Index, file: &dyn LogFile) -> Result<bool> {
+    let mut id = index.last_chunk()?.map_or(0, |c| c.id);
+    while let Some(chunk) = index.chunk(id)?.filter(|c| c.offset > 0) {
+        if let (Some(length), Some(sha256)) = (chunk.length, &chunk.sha256) {
+            return Ok(reindex::hash(file, chunk.offset, length)?[..] == sha256[..]);
+        }
+        id -= 1;
+    }
+    Ok(false)
 }
 
 /// Brings log and index together. The lock is held.
@@ -125,7 +180,8 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
         index::remove(&unfinished)?;
     }
     if len == 0 {
-        if super::verify::had_more(path) {
+        let knew = shorter::keep_former(file, path, len)?;
+        if knew || super::verify::had_more(path) {
             log::error!(
                 "IOERROR: log is empty that was not, a new one begins filename=<{}>",
                 path.display()
@@ -139,7 +195,10 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
             end: 0,
             stamp: 0,
             lines: 0,
-            damage: Vec::new(),
+            damage: match knew {
+                true => vec![(0, "the log is empty, and was not".to_owned())],
+                false => Vec::new(),
+            },
             doubtful: Vec::new(),
         });
     }
@@ -154,9 +213,15 @@ pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<
                 "index rebuilt filename=<{}> reason=<{e}>",
                 index_path.display()
             );
-            index::retire(&index_path)?;
+            let mut kept = Kept::default();
+            if shorter::keep_former(file, path, len)? {
+                kept.damage.push((len, e.to_string()));
+            } else {
+                kept.ours = was_ours(&**file, &index_path)?;
+                index::retire(&index_path)?;
+            }
             let len = file.len().map_err(|e| Error::io("cannot read", e))?;
-            rebuild(file, path, len, THREADS, Kept::default())
+            rebuild(file, path, len, THREADS, kept)
         }
         opened => opened,
     }
@@ -184,7 +249,7 @@ fn fitting(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<(Index, u64
 }
 
 /// Whether a log is one of ours, or torn so early that its first line does not say yet.
-fn begun_here(file: &dyn LogFile) -> Result<bool> {
+pub(super) fn begun_here(file: &dyn LogFile) -> Result<bool> {
     if generation(file)?.is_some() {
         return Ok(true);
     }
@@ -245,6 +310,8 @@ fn catch_up(
         let e = Error::new(Kind::Io, "cannot read log").because(why);
         return Err(e.place(format!("file offset {offset}")));
     }
+    // One torn end is what a crash leaves, and nothing was acknowledged in it.
+    let hurt = entered.broken || entered.damage.len() > 1 || !entered.wrong.is_empty();
     if acknowledged == 0 && (entered.broken || entered.good.is_none()) {
         // Nothing counts yet: begin anew, and keep what tearing does not explain.
         index.rollback();
@@ -275,25 +342,36 @@ fn catch_up(
                 kept.set(true);
                 keep_copy(&**file, path)
             };
-            match cut_and_seal(&**file, &index, good, id, len, acknowledged, &keep)? {
+            // What tearing does not explain is not just cut.
+            let known = if entered.broken { len } else { acknowledged };
+            match cut_and_seal(&**file, &index, good, id, len, known, &keep)? {
                 Ending::At(end) => end,
                 Ending::Before(len) => {
                     drop(index);
                     let kept = Kept {
                         copy: kept.get(),
-                        damage: Vec::new(),
+                        ..Kept::default()
                     };
                     return rebuild(file, path, len, THREADS, kept);
                 }
             }
         }
         None => {
+            if entered.broken && acknowledged < len {
+                keep_copy(&**file, path)?;
+            }
             file.set_len(acknowledged)
                 .map_err(|e| Error::io("cannot cut", e))?;
             acknowledged
         }
     };
     let stamp = stamp.max(entered.stamp);
+    let (mut damage, mut doubtful) = (Vec::new(), Vec::new());
+    if hurt {
+        found(path, &entered.damage);
+        doubtful = marked(&index, &entered, true)?;
+        damage = findings(&entered);
+    }
     done(&**file, &index, end, stamp)?;
     log::info!(
         "recovered filename=<{}> lines={} cut_bytes={}",
@@ -306,9 +384,49 @@ fn catch_up(
         end,
         stamp,
         lines: entered.lines,
-        damage: Vec::new(),
-        doubtful: Vec::new(),
+        damage,
+        doubtful,
     })
+}
+
+/// Tells what was found.
+fn found(path: &Path, damage: &[(u64, String)]) {
+    for (at, what) in damage {
+        log::warn!(
+            "log finding filename=<{}> offset={at} reason=<{what}>",
+            path.display()
+        );
+    }
+}
+
+/// All that was found in a log, wrong bodies too.
+fn findings(entered: &Entered) -> Vec<(u64, String)> {
+    let mut out = entered.damage.clone();
+    for (guid, offset) in &entered.wrong {
+        let what = format!("body of message {guid} is not what it says");
+        out.push((*offset, what));
+    }
+    out
+}
+
+/// Marks the mailboxes that are in doubt and are not marked yet, and names them. With the state itself,
+/// lest a failure before they are in the log loses them.
+fn marked(index: &Index, entered: &Entered, damaged: bool) -> Result<Vec<(String, String)>> {
+    let mut out = doubts(index, entered.hurt.iter().map(String::as_str), damaged)?;
+    out.retain(|(uniqueid, _)| !matches!(index.resync(uniqueid), Ok(Some(_))));
+    for (uniqueid, why) in &out {
+        index.mark_resync(uniqueid, 1, why, Timestamp(entered.stamp))?;
+    }
+    Ok(out)
+}
+
+/// Whether the index that lies there is of ours, and the log's first member does not say whose it is.
+fn was_ours(file: &dyn LogFile, index: &Path) -> Result<bool> {
+    let Ok(index) = Index::open_read_only(index) else {
+        return Ok(false);
+    };
+    let known = index.meta_text("generation")?;
+    Ok(known.is_some_and(|id| !id.is_empty()) && !first_reads(file)?)
 }
 
 /// Builds the index anew, whatever it was; `threads` inflate a large log. The lock is held.
@@ -319,6 +437,7 @@ pub(super) fn anew(
     threads: usize,
 ) -> Result<Opened> {
     let mut len = len;
+    let mut kept = Kept::default();
     if len > 0 {
         // What a crash left at the end is no damage: an index that fits says what of it counts.
         let settled = fitting(file, path, len)
@@ -327,11 +446,23 @@ pub(super) fn anew(
             Err(e) if matches!(e.kind(), Kind::Io | Kind::NoSpace) => return Err(e),
             // The index is being made anew for a reason.
             settled => {
-                if let Err(e) = settled {
-                    log::warn!(
-                        "the index is made from the log alone filename=<{}> reason=<{e}>",
-                        path.display()
-                    );
+                match settled {
+                    Ok(opened) => {
+                        // It knows what the log may have lost.
+                        kept.former = true;
+                        kept.damage = opened.damage;
+                    }
+                    Err(e) => {
+                        log::warn!(
+                            "the index is made from the log alone filename=<{}> reason=<{e}>",
+                            path.display()
+                        );
+                        if shorter::keep_former(file, path, len)? {
+                            kept.damage.push((len, e.to_string()));
+                        } else {
+                            kept.ours = was_ours(&**file, &index::path_of(path))?;
+                        }
+                    }
                 }
                 len = file.len().map_err(|e| Error::io("cannot read", e))?
             }
@@ -339,7 +470,7 @@ pub(super) fn anew(
     }
     match len {
         0 => recover(file, path, len),
-        _ => rebuild(file, path, len, threads, Kept::default()),
+        _ => rebuild(file, path, len, threads, kept),
     }
 }
 
@@ -365,10 +496,29 @@ struct Kept {
     copy: bool,
     /// What was found before the file was cut.
     damage: Vec<(u64, String)>,
+    /// It is known otherwise that the log is not one of the old tools.
+    ours: bool,
+    /// The index that lies there belongs to the log, and may know more than that still has.
+    former: bool,
 }
 
-/// Builds a new index from the whole log, beside the old one, and puts it in its place.
+/// Builds a new index from the whole log, beside the old one, and puts it in its place. One that
+/// fails is not left on a disk that may be full.
 fn rebuild(
+    file: &Arc<dyn LogFile>,
+    path: &Path,
+    len: u64,
+    threads: usize,
+    kept: Kept,
+) -> Result<Opened> {
+    let built = build(file, path, len, threads, kept);
+    if built.is_err() {
+        let _ = index::remove(&beside(path));
+    }
+    built
+}
+
+fn build(
     file: &Arc<dyn LogFile>,
     path: &Path,
     len: u64,
@@ -394,12 +544,7 @@ fn rebuild(
         }
     }
     entered.end_is_read()?;
-    for (at, what) in &entered.damage {
-        log::warn!(
-            "log finding filename=<{}> offset={at} reason=<{what}>",
-            path.display()
-        );
-    }
+    found(path, &entered.damage);
     let end = match entered.good {
         Some(good) => {
             if !entered.broken && ends_flushed(&**file, good, len)? {
@@ -415,6 +560,7 @@ fn rebuild(
                     let kept = Kept {
                         copy: true,
                         damage: entered.damage,
+                        ..kept
                     };
                     return rebuild(file, path, len, threads, kept);
                 }
@@ -437,8 +583,9 @@ fn rebuild(
     };
     // A log of the old tools names itself when we first write to it. Until then it promises nothing
     // that could be missed here.
-    let ours = index.meta_text("generation")?.is_some();
-    if !ours {
+    let named = index.meta_text("generation")?.is_some();
+    let ours = named || entered.ours || kept.ours;
+    if !named {
         index.set_meta("generation", "")?;
     }
     if generation(&**file)? != index.meta_text("generation")? {
@@ -449,33 +596,34 @@ fn rebuild(
     }
     if !ours {
         adopted(&index, path, &entered)?;
+        let hurt: Vec<&str> = entered.hurt.iter().map(String::as_str).collect();
+        if !hurt.is_empty() {
+            index.set_meta(HURT, hurt.join(" "))?;
+        }
     }
     let mut damage = kept.damage;
     let told = damage.len();
-    for found in entered.damage {
-        if !damage[..told].contains(&found) {
-            damage.push(found);
+    for found in &entered.damage {
+        if !damage[..told].contains(found) {
+            damage.push(found.clone());
         }
     }
     if end < len {
         let what = format!("{} bytes at the end do not belong and were cut", len - end);
         damage.push((end, what));
     }
-    for (guid, offset) in entered.wrong {
+    for (guid, offset) in &entered.wrong {
         damage.push((
-            offset,
+            *offset,
             format!("body of message {guid} is not what it says"),
         ));
     }
-    let mut doubtful = if ours {
-        index.doubtful(!damage.is_empty())?
-    } else {
-        Vec::new()
+    let doubtful = match ours {
+        true => marked(&index, &entered, !damage.is_empty())?,
+        false => Vec::new(),
     };
-    doubtful.retain(|(uniqueid, _)| !matches!(index.resync(uniqueid), Ok(Some(_))));
-    // With the state itself, lest a failure before they are in the log loses them.
-    for (uniqueid, why) in &doubtful {
-        index.mark_resync(uniqueid, 1, why, Timestamp(entered.stamp))?;
+    if kept.former && !damage.is_empty() {
+        shorter::keep(&Index::open(&place)?)?;
     }
     done(&**file, &index, end, entered.stamp)?;
     Ok(Opened {

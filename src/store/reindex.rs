@@ -15,6 +15,7 @@ use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
 use crate::util::time::Timestamp;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use std::io::{self, Read};
 
 /// The end of the last line that belongs to the log.
@@ -47,6 +48,11 @@ pub struct Entered {
     pub damage: Vec<(u64, String)>,
     /// Bodies that do not match their GUID, with the file offset of their member. Not entered.
     pub wrong: Vec<(Guid, u64)>,
+    /// Mailboxes (uniqueid) that were stated in members whose bytes are wrong: what was said of them
+    /// there may be so, too.
+    pub hurt: BTreeSet<String>,
+    /// A private fact was met: the log is one of ours.
+    pub ours: bool,
     /// Where reading ended.
     pub end: u64,
     /// The last member that the disk did not give: where, and why. Nothing is known of it.
@@ -333,6 +339,7 @@ fn member<'f>(
             }
         }
     }
+    out.ours |= lines.ours;
     out.wrong
         .extend(lines.wrong.drain(..).map(|(guid, _)| (guid, offset)));
     let plain = parser.position();
@@ -367,6 +374,9 @@ fn member<'f>(
         }
         other => {
             out.ended(offset, &other);
+            if other.as_ref().is_ok_and(MemberEnd::is_wrong_sum) {
+                out.hurt.append(&mut lines.mailboxes);
+            }
             let why = broken.unwrap_or_else(|| match other {
                 Ok(MemberEnd::Torn) => "ends in the middle of a member".into(),
                 Ok(MemberEnd::Damaged(why)) => format!("damaged member: {why}"),

@@ -236,7 +236,14 @@ pub fn is_aside(path: &Path) -> bool {
 
 fn is_index(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let ends = [".index", "-wal", "-shm", "-journal", ".new"];
+    let ends = [
+        ".index",
+        "-wal",
+        "-shm",
+        "-journal",
+        ".new",
+        ".index.former",
+    ];
     ends.iter().any(|end| name.ends_with(end))
 }
 

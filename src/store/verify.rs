@@ -3,8 +3,12 @@
 //!
 //! Takes no lock and delays nobody: it looks at the state of one moment, up to the acknowledged
 //! length. `quick` reads the compressed bytes only and compares their hashes; `full` inflates
-//! everything and builds a second index beside, which must equal the first row for row. Findings
+//! everything and builds a second index beside, which must equal the first row for row. What lies
+//! behind that length while nobody is at work is looked at, too (`tail`). Without an index that fits,
+//! the log is proved alone: it may be one of the old tools that nobody has opened yet. Findings
 //! are told, not judged; nothing is changed.
+
+mod alone;
 
 use super::ahead::Help;
 use super::doubt::{Loss, assess};
@@ -15,6 +19,7 @@ use super::line::CHUNK_START;
 use super::manifest;
 use super::reader::{Reader, Stale};
 use super::reindex::{self, Entered, From, Trailing};
+use super::tail::{self, Tail};
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
 use std::collections::HashMap;
@@ -65,6 +70,10 @@ pub struct Proof {
     pub findings: Vec<Finding>,
     /// Whether the log itself does not read throughout.
     pub damaged: bool,
+    /// Bytes at the end that an interrupted session left; the next opening settles them.
+    pub unsettled: u64,
+    /// A log of the old tools that has no index of ours yet: it was proved alone.
+    pub unadopted: bool,
     /// What the findings mean for mailboxes; `None` if there are none, and for `quick`.
     pub loss: Option<Loss>,
 }
@@ -80,8 +89,8 @@ static NUMBER: AtomicU64 = AtomicU64::new(0);
 /// An index that does not fit may be one that is being changed: asked again after this, so often.
 const AGAIN: (Duration, u32) = (Duration::from_millis(50), 5);
 
-/// Looks at the backup whose data file is at `path`. A second index is made in `scratch` and
-/// removed again. A data file that is missing and an index that does not fit are findings.
+/// Looks at the backup whose data file is at `path`. A second index is made in `scratch`, without
+/// a name. A data file that is missing and an index that does not fit are findings.
 pub fn verify(path: &Path, depth: Depth, scratch: &Path) -> Result<Proof> {
     verify_by(THREADS, path, depth, scratch)
 }
@@ -107,14 +116,11 @@ fn look(path: &Path, depth: Depth, scratch: &Path, threads: usize, always: bool)
                     return Ok(Proof::default());
                 }
                 tries += 1;
-                if tries < AGAIN.1 {
+                if tries < AGAIN.1 && !index::is_of_others(&index::path_of(path)) {
                     std::thread::sleep(AGAIN.0);
                     continue;
                 }
-                proof.findings.push(Finding {
-                    what: format!("index does not fit its log; run reindex ({e})"),
-                    ..Finding::default()
-                });
+                return alone::verify(path, scratch, threads, &e);
             }
             Err(e) if e.kind() == Kind::NotFound && !path.exists() => {
                 proof.findings.push(Finding {
@@ -144,17 +150,83 @@ fn inner(
     proof.key = index.meta_text("key")?;
     proof.generation = index.meta_text("generation")?.unwrap_or_default();
     if depth == Depth::Quick {
-        return structure(&reader, acknowledged, None, proof);
+        structure(&reader, acknowledged, None, proof)?;
+        return behind(&reader, acknowledged, proof);
     }
     std::fs::create_dir_all(scratch).map_err(|e| Error::io("cannot make folder", e).at(scratch))?;
     let name = scratch.join(scratch_name("verify"));
-    let done = again(&reader, acknowledged, &name, threads).and_then(|second| {
-        structure(&reader, acknowledged, Some(&second.0), proof)?;
-        contents(&reader, second, always, proof)
+    let second = again(&reader, acknowledged, &name, threads)?;
+    structure(&reader, acknowledged, Some(&second.0), proof)?;
+    contents(&reader, second, always, proof)?;
+    behind(&reader, acknowledged, proof)
+}
+
+/// What lies behind the acknowledged length.
+fn behind(reader: &Reader, acknowledged: u64, proof: &mut Proof) -> Result<()> {
+    let Some(len) = unseen(reader, acknowledged)? else {
+        return Ok(());
+    };
+    let index = reader.index();
+    let open = index.last_chunk()?.filter(|c| c.length.is_none());
+    let (member, plain) = match open {
+        Some(chunk) => (
+            chunk.offset,
+            index.meta_number("acknowledged_plain")?.unwrap_or(0) as u64,
+        ),
+        None => (acknowledged, 0),
+    };
+    let found = tail::look(reader.file(), member, plain, len);
+    let bytes = len - acknowledged;
+    if found == Tail::Interrupted {
+        proof.unsettled = bytes;
+        return Ok(());
+    }
+    if unseen(reader, acknowledged)? != Some(len) {
+        // Somebody came meanwhile, and settles it.
+        return Ok(());
+    }
+    let (what, offset) = match found {
+        Tail::Broken(offset, why) => {
+            proof.damaged = true;
+            let what = format!("{bytes} bytes behind what the index knows do not read: {why}");
+            (what, offset)
+        }
+        _ => (
+            format!("{bytes} bytes behind what the index knows"),
+            acknowledged,
+        ),
+    };
+    proof.findings.push(Finding {
+        what: format!("{what}; run reindex"),
+        offset: Some(offset),
+        ..Finding::default()
     });
-    let removed = index::remove(&name);
-    done?;
-    removed
+    Ok(())
+}
+
+/// The length of a log that goes on behind what is acknowledged while nobody is at work.
+fn unseen(reader: &Reader, acknowledged: u64) -> Result<Option<u64>> {
+    let state = |reader: &Reader| -> Result<(u64, u64, Option<String>)> {
+        let len = reader.file().len();
+        let index = reader.index();
+        Ok((
+            index.meta_number("acknowledged")?.unwrap_or(0) as u64,
+            len.map_err(|e| Error::io("cannot read", e).at(reader.path()))?,
+            index.meta_text("generation")?,
+        ))
+    };
+    let before = state(reader)?;
+    if before.1 <= acknowledged || reader.is_held() {
+        return Ok(None);
+    }
+    // A writer may have ended in between. The index is asked last: if it says the same now, it said so
+    // while nobody was there.
+    match Reader::open(reader.path(), Stale::Refuse).and_then(|r| state(&r)) {
+        Ok(now) if now == before => Ok(Some(before.1)),
+        Ok(_) => Ok(None),
+        Err(e) if matches!(e.kind(), Kind::NeedsReindex | Kind::NotFound) => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// Whether the index knows of anything in the log.
@@ -299,14 +371,14 @@ fn behind_empty(reader: &Reader, mut at: u64, acknowledged: u64) -> Result<u64> 
     Ok(at)
 }
 
-/// Everything in the log, entered into a second index at `name`.
+/// Everything in the log, entered into a second index, which never has its name `name` for long.
 fn again(
     reader: &Reader,
     acknowledged: u64,
     name: &Path,
     threads: usize,
 ) -> Result<(Index, Entered)> {
-    let second = Index::create_apart(name)?;
+    let second = Index::create_nameless(name)?;
     second.begin()?;
     let from = From {
         member: 0,
@@ -352,19 +424,7 @@ fn contents(
             });
         }
     }
-    for (guid, offset) in &entered.wrong {
-        proof.damaged = true;
-        let what = match second.body(*guid)? {
-            None => "body does not match its GUID",
-            Some(_) => "body does not match its GUID, another copy does",
-        };
-        proof.findings.push(Finding {
-            what: what.into(),
-            offset: Some(*offset),
-            guid: Some(*guid),
-            ..Finding::default()
-        });
-    }
+    wrong_bodies(&second, &entered, proof)?;
     for Difference { table, row, what } in differences(index, &second, TOLD)? {
         let mut finding = Finding {
             what: format!("index and log differ: {table} {row}: {what}"),
@@ -380,6 +440,24 @@ fn contents(
         proof.loss = Some(assess(index, &second)?);
     }
     second.rollback();
+    Ok(())
+}
+
+/// Bodies that are not what they should be; `index` was made of the log just now.
+fn wrong_bodies(index: &Index, entered: &Entered, proof: &mut Proof) -> Result<()> {
+    for (guid, offset) in &entered.wrong {
+        proof.damaged = true;
+        let what = match index.body(*guid)? {
+            None => "body does not match its GUID",
+            Some(_) => "body does not match its GUID, another copy does",
+        };
+        proof.findings.push(Finding {
+            what: what.into(),
+            offset: Some(*offset),
+            guid: Some(*guid),
+            ..Finding::default()
+        });
+    }
     Ok(())
 }
 

@@ -352,6 +352,49 @@ fn each_is_read_where_it_lies() {
 }
 
 #[test]
+fn each_is_proved_before_anybody_opens_it() {
+    for (name, findings, _) in SAMPLES {
+        let mut told = Vec::new();
+        for with_index in [true, false] {
+            let sample = Sample::new(name);
+            let index_path = index::path_of(&sample.data());
+            if !with_index {
+                index::remove(&index_path).unwrap();
+            }
+            for depth in [Depth::Quick, Depth::Full] {
+                let proof = verify(&sample.data(), depth, &sample.dir).unwrap();
+                assert!(proof.unadopted, "{name}");
+                assert_eq!(
+                    proof.findings.len(),
+                    findings,
+                    "{name}: {:?}",
+                    proof.findings
+                );
+                assert_eq!(proof.bytes, sample.log.len() as u64);
+                told = proof.findings;
+            }
+            assert_eq!(fs::read(sample.data()).unwrap(), sample.log, "{name}");
+            assert_eq!(index_path.exists(), with_index);
+            if with_index {
+                assert_eq!(fs::read(&index_path).unwrap(), sample.index, "{name}");
+            }
+            assert!(sample.others().is_empty(), "{name}: {:?}", sample.others());
+            // As opening it does, and proving it then.
+            drop(sample.reader());
+            assert_eq!(sample.findings().len(), findings, "{name}");
+        }
+        // A flip is found.
+        let sample = Sample::new(name);
+        let mut log = sample.log.clone();
+        let at = log.len() / 2;
+        log[at] ^= 0x21;
+        fs::write(sample.data(), &log).unwrap();
+        let proof = verify(&sample.data(), Depth::Full, &sample.dir).unwrap();
+        assert_ne!(proof.findings, told, "{name}");
+    }
+}
+
+#[test]
 fn each_is_continued() {
     for (name, findings, _) in SAMPLES {
         let sample = Sample::new(name);

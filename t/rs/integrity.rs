@@ -6,6 +6,7 @@ use cyr_backup::store::backup::Backup;
 use cyr_backup::store::catalog::Catalog;
 use cyr_backup::store::index;
 use cyr_backup::store::line::Line;
+use cyr_backup::store::lock::{Create, DataLock, Wait};
 use cyr_backup::store::reader::{Reader, Stale};
 use cyr_backup::util::time::Timestamp;
 use serde_json::Value;
@@ -245,10 +246,7 @@ fn verify_remembers_and_tells_what_is_not_there() {
     let starts = [
         ("%SHARED//news ok", ""),
         ("anna ok", ""),
-        (
-            "carl@x.example damaged",
-            "index does not fit its log; run reindex",
-        ),
+        ("carl@x.example damaged", "index is missing; run reindex"),
         ("dora damaged", "data file is missing"),
         ("emil damaged", "backups.db says emil, the log says anna"),
     ];
@@ -258,6 +256,141 @@ fn verify_remembers_and_tells_what_is_not_there() {
         assert!(what.starts_with(start), "{who}: {what}");
     }
     assert_eq!(verify(&store, &["dora"]).0, 65);
+}
+
+/// A further line in somebody's log.
+fn go_on(store: &Store, key: &str, mailbox: &str) -> Backup {
+    let (wait, create) = (Wait::No, Create::No);
+    let mut backup = Backup::open(
+        &store.path(key),
+        key,
+        wait,
+        create,
+        super::looking::SETTINGS,
+    )
+    .unwrap();
+    let line = Line::new("SUB", &Dlist::kv([("MBOXNAME", Dlist::text(mailbox))]));
+    backup.append(&[line], Timestamp(NOW.0 + 500)).unwrap();
+    backup
+}
+
+#[test]
+fn a_log_that_goes_on_behind_its_index_is_not_proven() {
+    let store = Store::new("behind");
+    let path = store.path("anna");
+    let index = index::path_of(&path);
+    let older = fs::read(&index).unwrap();
+    let known = fs::metadata(&path).unwrap().len();
+    go_on(&store, "anna", "a").finish().unwrap();
+    go_on(&store, "anna", "b").finish().unwrap();
+    let newer = fs::read(&index).unwrap();
+    let log = fs::read(&path).unwrap();
+    let more = log.len() as u64 - known;
+    let both = |status: i32, what: &str| {
+        store.hand_over();
+        for depth in [&["--quick", "anna"][..], &["anna"]] {
+            let (code, found) = verify(&store, depth);
+            assert_eq!(code, status, "{found:?}");
+            let (who, first) = &found[0];
+            let told = if status == 0 {
+                "anna ok"
+            } else {
+                "anna damaged"
+            };
+            assert_eq!(who, told, "{first}");
+            assert!(first.starts_with(what), "{first}");
+        }
+    };
+    // An index that was put back.
+    fs::write(&index, &older).unwrap();
+    let what = format!("{more} bytes behind what the index knows; run reindex");
+    both(65, &what);
+    assert_eq!(proven(&store, "list"), [false; 3]);
+    store.text(&["reindex", "anna"]);
+    both(0, "");
+    assert!(proven(&store, "list")[1]);
+
+    // Noise, or damage in what the index does not know.
+    let noise: Vec<u8> = (0..500u32).map(|n| ((n * 7919) >> 3) as u8).collect();
+    fs::write(&path, [&log[..], &noise].concat()).unwrap();
+    fs::write(&index, &newer).unwrap();
+    both(65, "500 bytes behind what the index knows do not read: ");
+    let mut hurt = log.clone();
+    hurt[known as usize + 40] ^= 4;
+    fs::write(&path, &hurt).unwrap();
+    fs::write(&index, &older).unwrap();
+    let what = format!("{more} bytes behind what the index knows do not read: ");
+    both(65, &what);
+    // Who is at work has a tail like any.
+    let lock = DataLock::acquire(&path, Wait::No, Create::No).unwrap();
+    both(0, "");
+    drop(lock);
+    both(65, &what);
+
+    // Less than the index knows.
+    fs::write(&path, &log[..log.len() - 7]).unwrap();
+    fs::write(&index, &newer).unwrap();
+    let (now, known) = (log.len() - 7, log.len());
+    both(
+        65,
+        &format!("log is {now} bytes, {known} were acknowledged; run heal"),
+    );
+}
+
+#[test]
+fn what_a_killed_writer_leaves_is_whole_and_not_yet_proven() {
+    let store = Store::new("killed");
+    let path = store.path("anna");
+    let aside = store.0.join("aside");
+    fs::create_dir(&aside).unwrap();
+    let files = |suffix: &str| {
+        let mut name = path.clone().into_os_string();
+        name.push(suffix);
+        (PathBuf::from(name), aside.join(format!("x{suffix}")))
+    };
+    // Durable, and the index not committed: the state between the two steps of a commit.
+    let mut backup = go_on(&store, "anna", "a");
+    for suffix in [".index", ".index-wal"] {
+        let (from, to) = files(suffix);
+        fs::copy(from, to).unwrap();
+    }
+    let line = Line::new("SUB", &Dlist::kv([("MBOXNAME", Dlist::text("b"))]));
+    let known = fs::metadata(&path).unwrap().len();
+    backup.append(&[line], Timestamp(NOW.0 + 501)).unwrap();
+    let (from, to) = files("");
+    fs::copy(from, to).unwrap();
+    let more = fs::metadata(aside.join("x")).unwrap().len() - known;
+    assert!(more > 0);
+    backup.finish().unwrap();
+    for suffix in ["", ".index", ".index-wal"] {
+        let (to, from) = files(suffix);
+        fs::copy(from, to).unwrap();
+    }
+    let _ = fs::remove_file(files(".index-shm").0);
+    for less in [0, 1, more - 1] {
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(known + more - less).unwrap();
+        store.hand_over();
+        for depth in [&["--quick", "anna"][..], &["anna"]] {
+            assert_eq!(verify(&store, depth).0, 0, "{less}");
+        }
+        let text = store.text(&["verify", "anna"]);
+        let note = format!(
+            "{} bytes behind it are of an interrupted session",
+            more - less
+        );
+        assert!(text.contains(&note), "{text}");
+        assert!(!proven(&store, "list")[1]);
+        fs::copy(files("").1, &path).unwrap();
+    }
+    // The next opening settles it.
+    go_on(&store, "anna", "c").finish().unwrap();
+    store.hand_over();
+    assert_eq!(
+        store.json(&["verify", "-j", "anna"])["backups"][0]["note"],
+        Value::Null
+    );
+    assert!(proven(&store, "list")[1]);
 }
 
 #[test]

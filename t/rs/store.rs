@@ -5,7 +5,8 @@ use cyr_backup::cyrus::guid::Guid;
 use cyr_backup::cyrus::sync::Record;
 use cyr_backup::error::Kind;
 use cyr_backup::store::backup::{Backup, MailboxResult, Settings};
-use cyr_backup::store::index;
+use cyr_backup::store::file::{Fault, FaultFile};
+use cyr_backup::store::index::{self, Index};
 use cyr_backup::store::line::Line;
 use cyr_backup::store::lock::{Create, Wait};
 use cyr_backup::store::reader::{Reader, Stale, ask_still, readable};
@@ -14,6 +15,7 @@ use cyr_backup::util::time::Timestamp;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 pub const SETTINGS: Settings = Settings {
@@ -563,6 +565,55 @@ fn verify_is_content_with_what_is_whole_and_names_what_is_not() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         assert!(!name.starts_with("verify"), "{name}");
     }
+}
+
+#[test]
+fn a_scratch_index_has_no_name() {
+    let dir = Dir::new();
+    let index = Index::create_nameless(&dir.0.join("scratch.index")).unwrap();
+    assert!(names(&dir).is_empty());
+    // More than the cache holds, so that it is written and played back.
+    let value = |n: i64| format!("{n}").repeat(2000);
+    let all = |index: &Index| {
+        (0..3000).all(|n| index.meta_text(&n.to_string()).unwrap() == Some(value(n)))
+    };
+    index.begin().unwrap();
+    for n in 0..3000 {
+        index.set_meta(&n.to_string(), value(n)).unwrap();
+    }
+    index.savepoint("mark").unwrap();
+    for n in 0..3000 {
+        index.set_meta(&n.to_string(), value(n + 1)).unwrap();
+    }
+    assert!(!all(&index));
+    index.rollback_to("mark").unwrap();
+    assert!(all(&index));
+    assert!(names(&dir).is_empty());
+    index.rollback();
+    assert_eq!(index.meta_text("1").unwrap(), None);
+    assert_eq!(index.meta_number("schema").unwrap(), Some(1));
+}
+
+#[test]
+fn a_rebuild_that_fails_leaves_nothing_beside() {
+    let dir = Dir::new();
+    let mut backup = dir.open();
+    deliver(&dir, &mut backup, &mut Vec::new(), 5, 1000);
+    backup.finish().unwrap();
+    let log = fs::read(dir.data()).unwrap();
+    let before = names(&dir);
+    index::remove(&index::path_of(&dir.data())).unwrap();
+    let file = FaultFile::with(&log);
+    // The one sync of a rebuild that finds all well.
+    file.plan(1, Fault::Eio);
+    let wait = Wait::For(std::time::Duration::from_secs(10));
+    let open = || Backup::open_on(Arc::new(file.clone()), &dir.data(), "anna", wait, SETTINGS);
+    let e = open().err().unwrap();
+    assert_eq!(e.kind(), Kind::Io, "{e}");
+    assert_eq!(names(&dir), [before[0].clone()]);
+    file.heal();
+    drop(open().unwrap());
+    assert_eq!(names(&dir), before);
 }
 
 #[test]

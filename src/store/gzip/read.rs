@@ -23,6 +23,17 @@ pub enum MemberEnd {
     Damaged(String),
 }
 
+impl MemberEnd {
+    /// Whether all of it inflates, but to something else than was written: nobody can say what of it
+    /// is wrong. Where it does not inflate, what came before is most likely right.
+    pub fn is_wrong_sum(&self) -> bool {
+        matches!(self, MemberEnd::Damaged(why) if why.starts_with(WRONG))
+    }
+}
+
+/// How the reason begins if CRC or length are not those of the plain text.
+const WRONG: &str = "wrong ";
+
 /// The plain bytes of a member. `R` stands at its start.
 ///
 /// Reading ends with `Ok(0)` also where a torn member stops: ask [`MemberReader::end`]. Damage is an error

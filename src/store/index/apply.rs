@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::store::line::{PRIVATE, key_of};
 use crate::util::time::Timestamp;
 use sha1::{Digest, Sha1};
+use std::collections::BTreeSet;
 use std::io::BufRead;
 
 /// What is carried from line to line while a log is entered.
@@ -29,6 +30,10 @@ pub struct Lines {
     pub at: Option<i64>,
     /// A STATED fact that waits for its MAILBOX line: uniqueid and what the line does not tell.
     pub stated: Option<(String, Stated)>,
+    /// Identities of the mailboxes that MAILBOX lines were about.
+    pub mailboxes: BTreeSet<String>,
+    /// A private fact was met: the log is not one of the old tools.
+    pub ours: bool,
 }
 
 impl Lines {
@@ -94,6 +99,7 @@ pub fn apply_line<R: BufRead>(
         b"RESERVE" => {
             let v = parser.value()?;
             if let Some(facts) = v.get(PRIVATE).and_then(Value::as_kv) {
+                lines.ours = true;
                 for (key, fact) in facts {
                     match key.as_slice() {
                         b"CLOCK" => {
@@ -190,6 +196,15 @@ fn start<'a>(
     position: i64,
 ) -> Result<super::MailboxApply<'a>> {
     let uniqueid = head.uniqueid()?;
+    for key in ["LAST_UID", "HIGHESTMODSEQ", "UIDVALIDITY"] {
+        // One that is no number can only be damage, and no sender would understand it.
+        if head.get(key).is_some() && head.number(key).is_none() {
+            return Err(bad(key));
+        }
+    }
+    if !lines.mailboxes.contains(uniqueid) {
+        lines.mailboxes.insert(uniqueid.to_owned());
+    }
     let mode = match (lines.complete.take(), lines.stated.take()) {
         (_, Some((id, stated))) if id == uniqueid => Mode::Stated(stated),
         (Some((id, epoch)), _) if id == uniqueid => Mode::Complete(epoch),

@@ -39,7 +39,7 @@ const TABLES: [(&str, &str); 12] = [
 const MESSAGE: &str = "guid, chunk_id, offset, size, partition, time, from_, to_, cc, subject,
     message_id, date";
 
-/// Compares two indexes; at most `limit` differences are told. Reads both in step, in constant
+/// Compares an index with `there`, one of which nothing is wrong; at most `limit` differences are told. Reads both in step, in constant
 /// memory.
 pub fn differences(here: &Index, there: &Index, limit: usize) -> Result<Vec<Difference>> {
     let mut found = Vec::new();
@@ -72,8 +72,15 @@ fn compare(
 ) -> Result<()> {
     let mut left = here.conn.prepare(sql).map_err(|e| here.error(e))?;
     let mut right = there.conn.prepare(sql).map_err(|e| there.error(e))?;
-    let names: Vec<String> = left.column_names().iter().map(|s| s.to_string()).collect();
+    // Of the one made just now: in a damaged one even the names may be none.
+    let names: Vec<String> = right.column_names().iter().map(|s| s.to_string()).collect();
     let columns = names.len();
+    if left.column_count() != columns {
+        let what = "other columns".to_owned();
+        let row = String::new();
+        found.push(Difference { table, row, what });
+        return Ok(());
+    }
     let mut left = left.query([]).map_err(|e| here.error(e))?;
     let mut right = right.query([]).map_err(|e| there.error(e))?;
     let mut a = left.next().map_err(|e| here.error(e))?;

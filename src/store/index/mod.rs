@@ -25,7 +25,7 @@ pub use read::{
     AnnotationRow, ChunkRow, Counts, MailboxRow, MessageRow, RecordRow, SeenRow, SieveRow,
     SubscriptionRow, Totals,
 };
-pub use search::{Field, RecordFilter};
+pub use search::{Field, IsWanted, RecordFilter};
 pub use summary::ChunkSums;
 pub use watch::{RowChange, Table, Watch};
 pub use write::Pending;
@@ -118,6 +118,22 @@ fn is_foreign(path: &Path) -> bool {
     look().unwrap_or(false)
 }
 
+/// Whether a database of other tools lies there, also one that they did not close. Nothing is changed.
+pub fn is_of_others(path: &Path) -> bool {
+    let mode = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let id = Connection::open_with_flags(path, mode)
+        .and_then(|conn| conn.query_row("PRAGMA application_id", [], |r| r.get::<_, i64>(0)));
+    match id {
+        Ok(id) => id != schema::APPLICATION_ID,
+        // A journal that is to be played back. One of ours has none.
+        Err(_) => {
+            let mut journal = path.as_os_str().to_owned();
+            journal.push("-journal");
+            PathBuf::from(journal).exists()
+        }
+    }
+}
+
 impl Index {
     /// Makes a new, empty index; what lies there is removed. The caller holds the backup's lock.
     pub fn create(path: &Path) -> Result<Index> {
@@ -129,6 +145,15 @@ impl Index {
     /// thrown away, or given to others by [`Index::give`].
     pub fn create_apart(path: &Path) -> Result<Index> {
         Index::create_with(path, schema::APART, false)
+    }
+
+    /// The same for an index that is only thrown away: its name, in whose place it is made, is taken
+    /// away at once, so that nothing is left however the process ends.
+    pub fn create_nameless(path: &Path) -> Result<Index> {
+        let index = Index::create_apart(path)?;
+        // The journal is open and stays so: nothing is looked for by its name any more.
+        remove(path)?;
+        Ok(index)
     }
 
     fn create_with(path: &Path, settings: &str, fresh: bool) -> Result<Index> {
@@ -161,6 +186,15 @@ impl Index {
         std::fs::File::open(&path)
             .and_then(|file| file.sync_all())
             .map_err(|e| Error::io("cannot sync", e).at(&path))
+    }
+
+    /// Writes all of it into a new file, which takes the place of what lies there.
+    pub fn copy_to(&self, path: &Path) -> Result<()> {
+        remove(path)?;
+        self.conn
+            .execute("VACUUM INTO ?1", [path.to_string_lossy()])
+            .map(|_| ())
+            .map_err(|e| self.error(e))
     }
 
     /// Opens for writing. `NeedsReindex` if it is missing, foreign, or of an unknown version.

@@ -605,11 +605,9 @@ impl Index {
         )?;
         let mut out = Vec::new();
         for row in self.mailboxes(false)? {
-            let sums = self.true_sums(row.id, row.epoch)?.0;
-            let stated = sums.agrees(row.head.sum("SYNC_CRC"), row.head.sum("SYNC_CRC_ANNOT"));
             let why = if lacking.contains(&row.id) {
                 "bodies lack after damage"
-            } else if !stated && (damaged || !row.unreliable) {
+            } else if self.differs_from_stated(&row, damaged)? {
                 "records lack after damage"
             } else {
                 continue;
@@ -617,6 +615,23 @@ impl Index {
             out.push((row.uniqueid, why.to_owned()));
         }
         Ok(out)
+    }
+
+    /// Those of them whose sums differ.
+    pub fn unsummed(&self, damaged: bool) -> Result<Vec<(String, String)>> {
+        let mut out = Vec::new();
+        for row in self.mailboxes(false)? {
+            if self.differs_from_stated(&row, damaged)? {
+                out.push((row.uniqueid, "records lack after damage".to_owned()));
+            }
+        }
+        Ok(out)
+    }
+
+    fn differs_from_stated(&self, row: &MailboxRow, damaged: bool) -> Result<bool> {
+        let sums = self.true_sums(row.id, row.epoch)?.0;
+        let agrees = sums.agrees(row.head.sum("SYNC_CRC"), row.head.sum("SYNC_CRC_ANNOT"));
+        Ok(!agrees && (damaged || !row.unreliable))
     }
 
     /// Numbers for which neither records nor messages are looked at.

@@ -30,6 +30,9 @@ class Traffic:
         self.count = 0
         self.come_and_go = come_and_go
         self.unclean = False
+        # (user, folder) that got their names since all was last sent: of one that is deleted
+        # before its new name was sent no stock sender says that the old one is gone, either.
+        self.renamed = set()
         for user in users:
             self._new(user)
 
@@ -144,10 +147,13 @@ class Traffic:
         self.folders[user].append(name)
         return name
 
+    def _settled(self, user):
+        return [name for name in self.folders[user] if (user, name) not in self.renamed]
+
     def _delete(self, user, dice):
-        if not self.folders[user]:
+        if not self._settled(user):
             return ""
-        name = dice.choice(self.folders[user])
+        name = dice.choice(self._settled(user))
         with self.cyrus.imap(user) as imap:
             imap.delete(name)
         self.folders[user].remove(name)
@@ -164,9 +170,9 @@ class Traffic:
             imap.rename(old, new)
         # What is below it goes with it.
         inside = old + "/"
-        self.folders[user] = [
-            new + name[len(old) :] if name == old or name.startswith(inside) else name for name in self.folders[user]
-        ]
+        moved = {name: new + name[len(old) :] for name in self.folders[user] if name == old or name.startswith(inside)}
+        self.folders[user] = [moved.get(name, name) for name in self.folders[user]]
+        self.renamed |= {(user, name) for name in moved.values()}
         return "%s to %s" % (old, new)
 
     def _replace(self, user, dice):
@@ -176,16 +182,19 @@ class Traffic:
         if len(plain) < 2:
             return ""
         one, two = dice.sample(plain, 2)
+        if (user, one) in self.renamed:
+            return ""
         with self.cyrus.imap(user) as imap:
             imap.delete(one)
             imap.rename(two, one)
         self.folders[user].remove(two)
+        self.renamed.add((user, one))
         return "%s by %s" % (one, two)
 
     def _recreate(self, user, dice):
-        if not self.folders[user]:
+        if not self._settled(user):
             return ""
-        name = dice.choice(self.folders[user])
+        name = dice.choice(self._settled(user))
         with self.cyrus.imap(user) as imap:
             imap.delete(name)
             imap.create(name)
@@ -269,19 +278,21 @@ class Traffic:
             imap.rename(self.cyrus.inbox(user), self.cyrus.inbox(new))
         self.users[self.users.index(user)] = new
         self.folders[new] = self.folders.pop(user)
+        self.renamed |= {(new, name) for name in self.folders[new]}
         self.scripts[new] = self.scripts.pop(user)
         self.gone.append(user)
         return "is %s now" % new
 
     def _cleaning(self, _user, _dice):
         """The server really forgets what was expunged; what was deleted only when all has
-        been sent (`clean`): of a mailbox that is gone without a trace no stock sender ever
+        been sent (`sent`): of a mailbox that is gone without a trace no stock sender ever
         says that it is ("no tombstone")."""
         self.cyrus.expire("-E", "0", "-X", "0")
         self.unclean = True
 
-    def clean(self):
+    def sent(self):
         """All has been sent: the deleted mailboxes may go, if it is time."""
+        self.renamed.clear()
         if self.unclean:
             self.cyrus.expire()
             self.unclean = False
