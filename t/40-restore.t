@@ -108,6 +108,45 @@ def tree(rig):
     expect_equal(len(shown(rig.cyrus, "tess", TREE + "/INBOX")), 6, "adds nothing")
 
 
+@case("what was brought back is in the backup itself by now: a run like the last brings nothing again")
+def again(rig):
+    new_user(rig, "tina")
+    told = restore(rig, "tina")
+    expect_equal(totals(told)[1], 10, "into the tree")
+    with rig.cyrus.imap("tina") as imap:
+        first = sorted(imap.list())
+    for _ in range(2):
+        rig.sync("-u", "tina")
+        told = restore(rig, "tina")
+        expect_equal(totals(told), (0, 0, 10, 0, 0), "the same once more")
+        expect("left out" in " ".join(told[0]["notes"]), "that the tree is left out is told", told[0]["notes"])
+    with rig.cyrus.imap("tina") as imap:
+        expect_equal(sorted(imap.list()), first, "mailboxes")
+    told = restore(rig, "-n", "--in-place", "tina", "RESTORED/" + TREE.split("/")[-1] + "/INBOX")
+    expect_equal(totals(told), (0, 0, 6, 0, 0), "unless it is named")
+    # What was deleted stays so as long as only the tree has it; and does not become more when that goes.
+    new_user(rig, "ute")
+    with rig.cyrus.imap("ute") as imap:
+        imap.select("INBOX")
+        imap.expunge("1:3")
+    rig.sync("-u", "ute")
+    told = restore(rig, "--deleted-only", "ute")
+    expect_equal(totals(told)[1], 3, "deleted ones into the tree")
+    rig.sync("-u", "ute")
+    told = restore(rig, "-n", "--deleted-only", "--in-place", "ute")
+    expect_equal(totals(told)[1], 3, "they are not where they were")
+    with rig.cyrus.imap("ute") as imap:
+        for name in sorted(imap.list(), reverse=True):
+            if "RESTORED" in name:
+                imap.delete(name)
+    rig.sync("-u", "ute")
+    told = restore(rig, "--deleted-only", "--in-place", "ute")
+    expect_equal(totals(told), (0, 3, 0, 0, 0), "three, and no tree")
+    rig.sync("-u", "ute")
+    told = restore(rig, "--deleted-only", "--in-place", "ute")
+    expect_equal(totals(told)[1], 0, "and then none")
+
+
 @case("a message that was moved is not deleted")
 def moved(rig):
     new_user(rig, "mona")
@@ -254,20 +293,62 @@ def own(rig):
     after = rig.cyrus.dump(["olga", "otto"])["users"]
     for key in ("sieve", "subscriptions", "quota"):
         expect_equal(after["olga"].get(key), before["olga"].get(key), key)
+    became = {(o["kind"], o["name"]): o["became"] for o in told[0]["own"]}
+    expect_equal(became[("script", "night.script")], "brought", "the script is told")
+    expect_equal(became[("script", "day.script")], "there", "and the other, which was there")
+    expect_equal(became[("active script", "night.bc")], "brought", "and that it is active")
+    expect_equal(became[("subscription", "user.olga.Sent")], "brought", "and the subscription")
+    expect_equal(became[("quota", "user.olga")], "brought", "and the limit")
     # Changed since: stays.
     rig.cyrus.sieve_upload("olga", {"night": "discard;\n"}, active="day")
     changed = rig.cyrus.dump(["olga"])["users"]
-    restore(rig, "--in-place", "olga")
-    expect_equal(rig.cyrus.dump(["olga"])["users"], changed, "nothing is overwritten")
+    for words in (["-n", "--in-place"], ["--in-place"]):
+        told = restore(rig, *words, "olga")
+        expect_equal(rig.cyrus.dump(["olga"])["users"], changed, "nothing is overwritten")
+        became = {(o["kind"], o["name"]): o["became"] for o in told[0]["own"]}
+        expect_equal(became[("script", "night.script")], "left", "that the script is another one is told")
+        expect_equal(became[("active script", "night.bc")], "left", "and that another is active")
+    text = rig.to.tool("restore", "--in-place", "--to", "unix:" + rig.cyrus.csync_socket, "olga").out
+    expect("olga: script night.script: left: another one" in text, "for people too", text.splitlines())
+    expect("script: 1 there already" in text, "what is there is counted", text.splitlines())
+
+
+@case("a script that is another one now is not made active, whatever was active then")
+def not_active(rig):
+    new_user(rig, "vera")
+    rig.cyrus.sieve_upload("vera", {"vac": "keep;\n"}, active="vac")
+    rig.sync("-u", "vera")
+    wait_second()
+    then = int(time.time())
+    wait_second()
+    rig.cyrus.sieve_upload("vera", {"vac": "discard;\n"}, active="")
+    rig.sync("-u", "vera")
+    changed = rig.cyrus.dump(["vera"])["users"]["vera"]["sieve"]
+    told = restore(rig, "--in-place", "--at", str(then), "vera")
+    expect_equal(rig.cyrus.dump(["vera"])["users"]["vera"]["sieve"], changed, "the new text is not active")
+    left = [o["kind"] for o in told[0]["own"] if o["became"] == "left"]
+    expect_equal(left, ["script", "active script"], "and that is told")
+    # The same text, only switched off.
+    rig.cyrus.sieve_upload("vera", {"vac": "keep;\n"}, active="")
+    told = restore(rig, "--in-place", "--at", str(then), "vera")
+    expect_equal([o["became"] for o in told[0]["own"] if o["kind"] == "active script"], ["brought"], "is switched on")
 
 
 @case("a deleted user, with everything, and a user to another one")
 def users(rig):
     new_user(rig, "dora", ("Sent", "Sent/2020"))
     rig.cyrus.user("emil")
-    rig.cyrus.sieve_upload("dora", {"main": SCRIPT}, active="main")
+    rig.cyrus.sieve_upload("dora", {"main": SCRIPT, "other": "keep;\n"}, active="main")
     with rig.cyrus.imap("dora") as imap:
         imap.subscribe("INBOX/Sent/2020")
+    with rig.cyrus.imap("admin") as imap:
+        imap.setquota("user/dora", storage=23456)
+    new_user(rig, "elsa")
+    with rig.cyrus.imap("elsa") as imap:
+        imap.setacl("INBOX", "dora", "lrs")
+    with rig.cyrus.imap("dora") as imap:
+        imap.select("user/elsa")
+        imap.store("2:3", "+FLAGS", "\\Seen")
     rig.sync("-u", "dora", "emil")
     names = ["INBOX", "INBOX/Sent", "INBOX/Sent/2020"]
     before = {n: shown(rig.cyrus, "dora", n) for n in names}
@@ -280,6 +361,7 @@ def users(rig):
     for name in names:
         expect_equal(shown(rig.cyrus, "emil", name), before[name], "emil's " + name)
     given = rig.cyrus.dump(["emil"])["users"]["emil"]
+    expect(own["sieve"] and own["quota"] and own["seen"], "there is something to lose", [str(own)])
     expect_equal(given["sieve"], own["sieve"], "scripts")
     expect_equal(given["subscriptions"], {n.replace("user.dora", "user.emil") for n in own["subscriptions"]}, "subscriptions")
     client = rig.cyrus.rolling(rig.to)
@@ -295,11 +377,56 @@ def users(rig):
     expect_equal(totals(told), (3, 14, 0, 0, 0), "a deleted user")
     for name in names:
         expect_equal(shown(rig.cyrus, "dora", name), before[name], "dora's " + name)
+    after = rig.cyrus.dump(["dora"])["users"]["dora"]
+    for key in ("sieve", "subscriptions", "quota", "seen"):
+        expect_equal(after.get(key), own.get(key), key)
     told = restore(rig, "--in-place", "--at", str(then), "dora")
     expect_equal(totals(told), (0, 0, 14, 0, 0), "mail is there")
-    after = rig.cyrus.dump(["dora"])["users"]["dora"]
-    expect_equal(after["sieve"], own["sieve"], "scripts")
-    expect_equal(after["subscriptions"], own["subscriptions"], "subscriptions")
+    expect_none([str(o) for o in told[0]["own"] if o["became"] != "there"], "and all the rest")
+
+
+def acl(cyrus, name):
+    """Who may what, of everybody but the administrators."""
+    box = cyrus.dump([], [name])["mailboxes"][name]
+    words = box["acl"].split("\t")
+    return {words[n]: words[n + 1] for n in range(0, len(words) - 1, 2) if words[n] != "admin"}
+
+
+@case("what is made above a mailbox does not get its ACL: an open folder opens no INBOX")
+def above(rig):
+    new_user(rig, "pia")
+    rig.cyrus.user("zora", "zoltan")
+    with rig.cyrus.imap("pia") as imap:
+        imap.setacl("INBOX/Sent", "anyone", "lrs")
+        imap.setacl("INBOX", "zora", "lr")
+    rig.sync("-u", "pia")
+    before = acl(rig.cyrus, "user.pia")
+    expect("anyone" not in before and "zora" in before, "INBOX is private", [str(before)])
+    # To somebody who is not there, into a tree.
+    told = restore(rig, "--as", "ernst", "pia", "Sent")
+    expect("ernst" in " ".join(told[0]["mailboxes"][0]["notes"]), "the new account is told", [str(told)])
+    names = ["user.ernst", "user.ernst.RESTORED", "user.ernst." + TREE[6:].replace("/", ".")]
+    expect_equal(told[0]["mailboxes"][0]["made_above"], names, "what was made above")
+    for name in names:
+        expect("anyone" not in acl(rig.cyrus, name), name + " is private", [str(acl(rig.cyrus, name))])
+    expect("ernst" in acl(rig.cyrus, "user.ernst"), "his own", [str(acl(rig.cyrus, "user.ernst"))])
+    expect("zora" not in acl(rig.cyrus, "user.ernst"), "and not of pia's friends")
+    expect("anyone" in acl(rig.cyrus, names[-1] + ".Sent"), "the folder is as open as it was")
+    # In place: what is above is as it was.
+    client = rig.cyrus.rolling(rig.to)
+    try:
+        with rig.cyrus.imap("admin") as imap:
+            imap.setacl("user/pia", "admin", "lrswipkxtecdan")
+            imap.delete("user/pia")
+        client.drain()
+    finally:
+        client.stop()
+    dry = restore(rig, "-n", "--in-place", "pia", "Sent")
+    told = restore(rig, "--in-place", "pia", "Sent")
+    expect_equal(told[0]["mailboxes"][0]["made_above"], ["user.pia"], "INBOX was made")
+    expect_equal(dry[0]["mailboxes"][0]["made_above"], ["user.pia"], "as the dry run said")
+    expect_equal(acl(rig.cyrus, "user.pia"), before, "INBOX is as private as it was")
+    expect("anyone" in acl(rig.cyrus, "user.pia.Sent"), "and Sent as open")
 
 
 @case("a search by time; everything that ever was")

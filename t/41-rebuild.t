@@ -103,6 +103,9 @@ def rebuilt(rig, way):
     told = json.loads(done.out)["users"]
     boxes = [box for user in told for box in user["mailboxes"]]
     expect_none([str(b) for b in boxes if b["differs"] or b["failed"] or b["notes"]], "what restore says is not equal")
+    expect_none([str(b) for b in boxes if not b["compared"]], "what was not compared")
+    total = json.loads(done.out)["total"]
+    expect_equal((total["equal"], total["unequal"], total["not_compared"]), (len(boxes), 0, 0), "all of them together")
     expect(sum(b["brought"] for b in boxes) > COUNT * 10, "messages were brought")
     expect_none(compare.states(before, new.state(USERS, ["shared", "shared.team"])), "the server before and after")
     again = json.loads(rig.to.tool("restore", "-j", "--all-users", "--keep-uids", "--to", where).out)["users"]

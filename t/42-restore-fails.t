@@ -144,9 +144,43 @@ def rebuild_dies(rig):
             finally:
                 cut.close()
             expect_equal(done.code, 74, "exit status")
-        done, _told = restore(rig, "unix:" + new.csync_socket, "--keep-uids", "anna")
+        done, told = restore(rig, "unix:" + new.csync_socket, "--keep-uids", "anna")
         expect_equal(done.code, 0, "another run")
+        expect(all(b["compared"] and b["differs"] == [] for b in told[0]["mailboxes"]), "all is compared", [str(told)])
         expect_equal(new.dump(["anna"])["mailboxes"], before, "the mailboxes")
+    finally:
+        new.stop()
+
+
+@case("equal is only what was read back: cut in the first mailbox, over APPEND, to a folder that cannot be")
+def unproven(rig):
+    new = Cyrus(name="unproven")
+    try:
+        new.user("anna")
+        new.password("anna")
+        cut = Cut(new.dir, new.csync_socket, 20000)
+        words = ["--keep-uids", "anna", "A"]
+        try:
+            done = rig.to.tool("restore", "--to", "unix:" + cut.path, *words)
+        finally:
+            cut.close()
+        expect_equal(done.code, 74, "exit status")
+        expect("anna: 0 mailboxes are equal, 0 are not, 1 were not" in done.out, "none is said to be equal", done.out.splitlines())
+        made = [line for line in done.out.splitlines() if "mailbox made" in line]
+        expect_equal(made, [line for line in made if "0 of" not in line], "none without mail was made")
+        boxes = json.loads(rig.to.tool("restore", "-j", "--to", "unix:" + new.csync_socket, *words).out)
+        expect_equal(boxes["total"]["equal"], len(boxes["users"][0]["mailboxes"]), "then all are")
+        conf = rig.to.dir + "/plain.conf"
+        with open(rig.to.conf) as file:
+            text = file.read().replace("restore_authname: admin", "restore_authname: anna")
+        with open(conf, "w") as file:
+            file.write(text)
+        os.chmod(conf, 0o644)
+        where = "imap://127.0.0.1:%d" % new.imap_port
+        done = run_command([rig.to.path, "-C", conf, "restore", "--keep-uids", "--to", where, "anna"])
+        expect("cannot keep UIDs" in done.err and "anna: 0 mailboxes are equal" in done.out, "over APPEND", [str(done)])
+        done = rig.to.tool("restore", "--to", "mbox:/proc/nosuch/x", "anna")
+        expect(done.code != 0 and "made" not in done.out, "a file that cannot be", [str(done)])
     finally:
         new.stop()
 

@@ -122,6 +122,32 @@ def shared(rig):
         new.stop()
 
 
+@case("all into one mailbox: one's own, or a shared one that is there, but none is made")
+def into(rig):
+    new = Cyrus(name="into", virtdomains="userid", defaultdomain="home.example")
+    try:
+        new.user(USER)
+        with new.imap("admin") as imap:
+            imap.create("shared")
+            imap.setacl("shared", "anyone", "lrswip")
+        for to in ("unix:" + new.csync_socket, "imap://127.0.0.1:%d" % new.imap_port):
+            own = "a.b" + to[:4]
+            told = restore(rig, to, "--into", own, USER)
+            expect_equal(brought(told), 10, "into a folder of one's own")
+            told = restore(rig, to, "--into", "INBOX/" + own, USER)
+            expect_equal(brought(told), 0, "which may be said in another way")
+            with new.imap(USER) as imap:
+                expect_equal(len(imap.messages("INBOX/" + own)), 10, "it is below INBOX")
+            told = restore(rig, to, "--into", "/nowhere", USER, code=1)
+            expect("is not made" in told[0]["mailboxes"][0]["failed"][0]["why"], "no shared one is made", [str(told)])
+        told = restore(rig, to, "--into", "/shared", USER)
+        expect_equal(brought(told), 10, "into a shared one")
+        with new.imap("admin") as imap:
+            expect_equal([n for n in imap.list() if not n.startswith("user/")], ["shared"], "shared ones")
+    finally:
+        new.stop()
+
+
 @case("the old restore's command line, under its name")
 def old(rig):
     link = rig.to.dir + "/restore"

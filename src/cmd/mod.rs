@@ -406,6 +406,14 @@ impl Place {
     }
 }
 
+impl Place {
+    /// The last state of an open backup, until the time it was opened for, in which a mailbox was
+    /// alive.
+    pub fn alive(&self, view: &View, mboxname: &str) -> Result<Option<Past>> {
+        past::alive(&view.reader, mboxname, view.at, &self.scratch)
+    }
+}
+
 /// A backup opened for reading.
 pub struct View {
     /// The backup.

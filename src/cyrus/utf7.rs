@@ -2,6 +2,8 @@
 //!
 //! Only what `encode` would write is decoded: so two different names never read the same.
 
+use std::borrow::Cow;
+
 /// The name as text; `None` if it is not well-formed, or has another spelling.
 pub fn decode(name: &str) -> Option<String> {
     let mut out = String::with_capacity(name.len());
@@ -18,6 +20,16 @@ pub fn decode(name: &str) -> Option<String> {
     }
     out.push_str(rest);
     (encode(&out) == name).then_some(out)
+}
+
+/// A name as a person types it: what is not ASCII is meant as text, and so is an `&` that begins
+/// nothing well-formed. All else is a name already.
+pub fn typed(name: &str) -> Cow<'_, str> {
+    let is_name = name.is_ascii() && (!name.contains('&') || decode(name).is_some());
+    match is_name {
+        true => Cow::Borrowed(name),
+        false => Cow::Owned(encode(name)),
+    }
 }
 
 /// Text as a name.
@@ -96,6 +108,20 @@ mod tests {
         ] {
             assert_eq!(encode(text), name, "{text}");
             assert_eq!(decode(name).as_deref(), Some(text), "{name}");
+        }
+    }
+
+    #[test]
+    fn people_type_text_or_names() {
+        for (text, name) in [
+            ("Sent", "Sent"),
+            ("Entwürfe", "Entw&APw-rfe"),
+            ("Entw&APw-rfe", "Entw&APw-rfe"),
+            ("R&D", "R&-D"),
+            ("R&-D", "R&-D"),
+            ("Mü & Co", "M&APw- &- Co"),
+        ] {
+            assert_eq!(typed(text), name);
         }
     }
 

@@ -22,6 +22,7 @@ use crate::cyrus::dlist::Value;
 use crate::cyrus::guid::Guid;
 use crate::cyrus::sync::{MailboxHead, Record};
 use crate::error::{Error, Kind, Result};
+use std::collections::HashMap;
 
 /// One message, as the backup has it, to be alive at the destination.
 #[derive(Clone, Debug)]
@@ -47,6 +48,8 @@ pub struct Folder {
     pub bodiless: u64,
     /// The same as above, but only flags are wanted: messages that are not there are not brought.
     pub flags_only: bool,
+    /// It is not made if it is not there: whoever's mail it is, others would read it.
+    pub only_there: bool,
     /// UIDs, UIDVALIDITY and UNIQUEID are wanted as they were, where the destination can.
     pub keep_uids: bool,
     /// Where the mailbox shall lie, if it is made; `None`: where the destination likes.
@@ -66,6 +69,7 @@ impl Folder {
             tombstones: Vec::new(),
             bodiless: self.bodiless,
             flags_only: self.flags_only,
+            only_there: self.only_there,
             keep_uids: self.keep_uids,
             partition: self.partition.clone(),
             acl: self.acl.clone(),
@@ -103,6 +107,9 @@ pub struct Plan {
     pub active_script: Option<String>,
     /// Limits: root at the destination, and the QUOTA keys as received.
     pub quotas: Vec<(String, Value)>,
+    /// What the backup knows of the ACLs of mailboxes above the folders, by their internal name at
+    /// the destination: they may have to be made, too.
+    pub acls: HashMap<String, String>,
     /// What was left out on purpose, for people.
     pub notes: Vec<String>,
 }
@@ -139,11 +146,17 @@ pub fn is_of_message(e: &Error) -> bool {
     !matches!(e.kind(), Kind::Stopping | Kind::NoSpace)
 }
 
+/// Why nothing came into a folder that is wanted only where it is.
+pub const NOT_MADE: &str =
+    "there is no such mailbox; a shared one is not made for somebody's own mail";
+
 /// What became of one folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Done {
     /// Whether the folder was made.
     pub made: bool,
+    /// Mailboxes above it that were made for it, by their internal names.
+    pub above: Vec<String>,
     /// Messages brought.
     pub brought: u64,
     /// Bytes of them.
@@ -154,10 +167,78 @@ pub struct Done {
     pub flagged: u64,
     /// What was not brought, and why: UID (0: the folder itself) and reason.
     pub failed: Vec<(u32, String)>,
-    /// With `keep_uids`: what is not as it was, read back from the destination.
+    /// With `keep_uids`: it was read back from the destination and compared.
+    pub compared: bool,
+    /// What then was not as it should be.
     pub differs: Vec<String>,
     /// What people should know besides.
     pub notes: Vec<String>,
+}
+
+/// What became of something that is not mail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Became {
+    /// It is there now, or in a dry run would be.
+    Brought,
+    /// It was there, and the same.
+    There,
+    /// Another one is there, and stays.
+    Left,
+    /// It could not be.
+    Failed,
+}
+
+impl Became {
+    /// One word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Became::Brought => "brought",
+            Became::There => "there",
+            Became::Left => "left",
+            Became::Failed => "failed",
+        }
+    }
+}
+
+/// Something of a user's own that is not mail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// `script`, `active script`, `subscription`, `seen state`, `quota`, or several at once.
+    pub kind: &'static str,
+    /// Which; empty for all of them.
+    pub name: String,
+    /// What became of it.
+    pub became: Became,
+    /// Why, if it was not brought and is not there.
+    pub why: String,
+}
+
+impl Own {
+    /// Without a reason.
+    pub fn new(kind: &'static str, name: &str, became: Became) -> Own {
+        Own {
+            kind,
+            name: name.to_owned(),
+            became,
+            why: String::new(),
+        }
+    }
+
+    /// What could not be brought.
+    pub fn failed(kind: &'static str, name: &str, why: impl Into<String>) -> Own {
+        Own {
+            why: why.into(),
+            ..Own::new(kind, name, Became::Failed)
+        }
+    }
+
+    /// What stays as it is there.
+    pub fn left(kind: &'static str, name: &str, why: impl Into<String>) -> Own {
+        Own {
+            why: why.into(),
+            ..Own::new(kind, name, Became::Left)
+        }
+    }
 }
 
 /// A way out. An error ends the run (the destination is gone, no space); what concerns one message
@@ -182,9 +263,10 @@ pub trait Destination {
         done: &mut Done,
     ) -> Result<()>;
 
-    /// Brings subscriptions, seen states, scripts and quota. Returns what could not be brought and
-    /// why, one line each; a destination that has no such thing says so once for each kind.
-    fn user(&mut self, plan: &Plan, dry_run: bool) -> Result<Vec<String>>;
+    /// Brings subscriptions, seen states, scripts and quota, and tells in `told` what became of each,
+    /// as it happens; a destination that has no such thing says so once for each kind. With
+    /// `dry_run` nothing is changed.
+    fn user(&mut self, plan: &Plan, dry_run: bool, told: &mut Vec<Own>) -> Result<()>;
 
     /// Ends in order: everything is durable as far as the destination can say so.
     fn finish(&mut self) -> Result<()>;

@@ -107,6 +107,67 @@ pub fn at(reader: &Reader, time: Timestamp, scratch: &Path) -> Result<Option<Pas
     Ok(Some(past))
 }
 
+/// Seconds for which a user who goes is taken apart: what goes so soon before the INBOX goes with it.
+const ENDING: i64 = 60;
+
+/// The last state in which a user had an INBOX and what else was his, until a time if there is one;
+/// `None` if there is none in what is left of history. The server may tell of scripts, limits and
+/// subscriptions that are gone a little before it tells that the INBOX is.
+///
+/// The scratch file is made in `scratch` and goes with what is returned.
+pub fn alive(
+    reader: &Reader,
+    inbox: &str,
+    until: Option<Timestamp>,
+    scratch: &Path,
+) -> Result<Option<Past>> {
+    let begin = Begin::of(reader.index())?;
+    let mut past = scratch_index(reader, scratch)?;
+    let index = past.index();
+    let mut walk = Walk::new(reader, begin.chunk, i64::MAX)?;
+    // How much was his in the last good state; since when it was less, and when the INBOX went.
+    let (mut had, mut less, mut end) = (None, None, None);
+    index.savepoint("good")?;
+    walk.run(index, &mut |stamp, settled| {
+        if !settled || until.is_some_and(|t| stamp > t.0) {
+            return Ok(());
+        }
+        if index.mailbox_by_name(inbox)?.is_none() {
+            end.get_or_insert(stamp);
+            return Ok(());
+        }
+        // He is back, or was never away.
+        end = None;
+        let has = index.own_things()?;
+        match had {
+            Some(n) if has < n && stamp <= less.unwrap_or(stamp) + ENDING => {
+                if less.is_some() {
+                    index.release("less")?;
+                }
+                less.get_or_insert(stamp);
+                index.savepoint("less")
+            }
+            _ => {
+                (had, less) = (Some(has), None);
+                index.release("good")?;
+                index.savepoint("good")
+            }
+        }
+    })?;
+    if let (Some(since), Some(end)) = (less, end) {
+        if end > since + ENDING {
+            index.rollback_to("less")?;
+            index.release("less")?;
+            index.release("good")?;
+            index.savepoint("good")?;
+        }
+    }
+    index.rollback_to("good")?;
+    index.release("good")?;
+    past.damage = walk.damage;
+    Ok(had.map(|_: i64| past))
+}
+
 /// The state of a backup at the end of a chunk. The scratch file is made in `scratch` and goes with
 /// what is returned.
 pub fn upto(reader: &Reader, chunk: i64, scratch: &Path) -> Result<Past> {

@@ -1,12 +1,18 @@
 //! `restore` without a destination: what it chooses, where that goes, what it does not understand.
 
-use crate::looking::{ONE, Store};
+use crate::looking::{NOW, ONE, SETTINGS, Store};
+use cyr_backup::cyrus::dlist::Value as Dlist;
 use cyr_backup::cyrus::guid::Guid;
 use cyr_backup::cyrus::mboxname::Namespace;
 use cyr_backup::restore::Bodies;
 use cyr_backup::restore::bodies::FromBackup;
 use cyr_backup::restore::choose::{Into, Wanted, What, Which, choose};
+use cyr_backup::store::backup::Backup;
+use cyr_backup::store::line::Line;
+use cyr_backup::store::lock::{Create, Wait};
+use cyr_backup::store::past;
 use cyr_backup::store::reader::{Reader, Stale};
+use cyr_backup::util::time::Timestamp;
 use serde_json::Value;
 
 /// (where from, where to, messages) of a dry run.
@@ -61,6 +67,19 @@ fn what_is_chosen_and_where_it_goes() {
         (
             &["--into", "user/anna/x", "anna", "u-sent"],
             &[("user.anna.Sent", "user.anna.x", 1)],
+        ),
+        // A name alone is the user's own.
+        (
+            &["--into", "x.y/z", "anna", "Sent"],
+            &[("user.anna.Sent", "user.anna.x^y.z", 1)],
+        ),
+        (
+            &["--into", "INBOX", "--as", "bert", "anna", "Sent"],
+            &[("user.anna.Sent", "user.bert", 1)],
+        ),
+        (
+            &["--into", "/shared", "anna", "Sent"],
+            &[("user.anna.Sent", "shared", 1)],
         ),
         // What was deleted: a message of INBOX and a mailbox, which holds what lives elsewhere.
         (
@@ -143,6 +162,9 @@ fn what_does_not_go_together_is_usage() {
         &["restore", "-n", "--acl", "anna", "anna"],
         &["restore", "-n", "--jobs", "0", "anna"],
         &["restore", "-n", "--prefix", "a//b", "anna"],
+        &["restore", "-n", "--into", "user", "anna"],
+        &["restore", "-n", "--into", "DELETED/user/x/5F3A1B2C", "anna"],
+        &["restore", "-n", "--into", "INBOX", "%SHARED//news"],
         &["restore", "-n", "--all-users", "anna"],
         &["restore", "-n", "--all-users", "-A"],
     ] {
@@ -232,4 +254,52 @@ fn bodies_are_proven_before_they_are_handed_over() {
     let mut guids = [none, guid];
     bodies.order(&mut guids).unwrap();
     assert!(guids.contains(&none) && guids.contains(&guid));
+}
+
+/// A user who goes is taken apart piece by piece; what he had before is what comes back.
+#[test]
+fn a_user_who_is_gone_had_what_went_shortly_before_him() {
+    // Seconds between the script and the INBOX, and what he had at his end.
+    for (gap, scripts, active) in [(0, 1, true), (59, 1, true), (300, 0, false)] {
+        let store = Store::new(&format!("restore-gone-{gap}"));
+        let path = store.path("anna");
+        let mut backup = Backup::open(&path, "anna", Wait::No, Create::No, SETTINGS).unwrap();
+        let script = Dlist::kv([("FILENAME", Dlist::text("main.script"))]);
+        let at = |secs| Timestamp(NOW.0 + 1000 + secs);
+        let lines = [
+            Line::new("UNSIEVE", &script),
+            Line::private(
+                "UNACTIVATE_SIEVE",
+                Dlist::kv([("FILENAME", Dlist::text("main.bc"))]),
+            ),
+        ];
+        backup.append(&lines, at(0)).unwrap();
+        let line = Line::new("UNSUB", &Dlist::kv([("MBOXNAME", Dlist::text("other"))]));
+        backup.append(&[line], at(gap / 2)).unwrap();
+        let line = Line::new("UNMAILBOX", &Dlist::text("user.anna"));
+        backup.append(&[line], at(gap)).unwrap();
+        let line = Line::private("UNUSER", Dlist::text("user.anna"));
+        backup.append(&[line], at(gap + 1)).unwrap();
+        backup.finish().unwrap();
+        let reader = Reader::open(&store.path("anna"), Stale::Refuse).unwrap();
+        let index = reader.index();
+        assert!(index.scripts(false).unwrap().is_empty() && index.quotas().unwrap().is_empty());
+        let past = past::alive(&reader, "user.anna", None, &store.0)
+            .unwrap()
+            .unwrap();
+        let index = past.index();
+        assert_eq!(index.scripts(false).unwrap().len(), scripts, "{gap}");
+        assert_eq!(index.active_script().unwrap().is_some(), active, "{gap}");
+        assert_eq!(index.quotas().unwrap().len(), 1);
+        assert_eq!(index.seen_states().unwrap().len(), 1);
+        assert_eq!(index.subscriptions(false).unwrap().len(), 1);
+        // Not later than asked for, and not without an INBOX.
+        let before = past::alive(&reader, "user.anna", Some(NOW), &store.0).unwrap();
+        assert_eq!(before.unwrap().index().scripts(false).unwrap().len(), 1);
+        assert!(
+            past::alive(&reader, "user.bert", None, &store.0)
+                .unwrap()
+                .is_none()
+        );
+    }
 }

@@ -4,6 +4,7 @@
 //! through the backups, `report` says what became of each mailbox.
 
 mod guids;
+mod place;
 mod report;
 mod run;
 
@@ -11,17 +12,14 @@ use super::args::{self, usage};
 use super::select::{self, Select};
 use super::{Context, Job};
 use crate::cyrus::guid::Guid;
-use crate::cyrus::mboxname::{canonical_userid, from_admin};
+use crate::cyrus::mboxname::{Namespace, canonical_userid};
 use crate::error::Result;
-use crate::restore::choose::{Into, What, Which};
+use crate::restore::choose::{Into, TREE, What, Which};
 use crate::restore::target::{Place, Target};
 use crate::util::time::{Timestamp, civil, now};
 use crate::util::when::Day;
 use getopts::{Matches, Options};
 use std::collections::HashSet;
-
-/// The first folder of the tree that mail comes back into.
-const TREE: &str = "RESTORED";
 
 /// Users at a time, unless something else is said.
 const JOBS: usize = 2;
@@ -241,7 +239,8 @@ impl Args {
             || self.until.is_some()
     }
 
-    fn into(&self, c: &Context) -> Result<Into> {
+    /// Where it goes, for mail that `userid` gets; empty, for mail that is nobody's.
+    fn into(&self, userid: &str, ns: &Namespace) -> Result<Into> {
         let files = self.to.as_ref().is_some_and(|t| !t.is_server());
         Ok(match &self.place {
             Where::Place => Into::Place,
@@ -250,18 +249,8 @@ impl Args {
                 let (y, m, d, ..) = civil(now());
                 Into::Tree(vec![TREE.into(), format!("{y:04}-{m:02}-{d:02}")])
             }
-            Where::Tree(text) => {
-                let text = match c.namespace.unixhierarchysep {
-                    true => text.replace('.', "^").replace('/', "."),
-                    false => text.clone(),
-                };
-                let parts: Vec<String> = text.split('.').map(str::to_owned).collect();
-                if parts.iter().any(String::is_empty) {
-                    return Err(usage("--prefix: no folder's name"));
-                }
-                Into::Tree(parts)
-            }
-            Where::Mailbox(name) => Into::Mailbox(from_admin(name, &c.namespace)?),
+            Where::Tree(typed) => Into::Tree(place::tree(typed, ns)?),
+            Where::Mailbox(typed) => Into::Mailbox(place::mailbox(typed, userid, ns)?),
         })
     }
 

@@ -10,26 +10,31 @@ use super::super::output::Out;
 use super::super::parallel::in_order;
 use super::super::select::Chosen;
 use super::super::{Context, Outcome, status};
-use super::report::{Line, Report};
-use super::{Args, guids};
+use super::report::{Line, Report, Sum};
+use super::{Args, Where, guids};
 use crate::client::Login;
 use crate::client::csync::Timeouts;
 use crate::client::tls::Trust;
 use crate::cyrus::config::options::Opt;
 use crate::cyrus::guid::Guid;
+use crate::cyrus::mboxname::{Owner, inbox_of};
 use crate::error::{Error, Kind, Result};
 use crate::restore::bodies::FromBackup;
-use crate::restore::choose::{Choice, Pick, Wanted, Which};
+use crate::restore::choose::{Choice, Into, Pick, Wanted, Which};
 use crate::restore::out::{Setting, open};
 use crate::restore::target::Target;
 use crate::restore::{Bodies, Destination, Done, Folder};
 use crate::util::progress::Progress;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+
+/// Said of a user who is gone when history does not reach back to his end.
+const NOT_KNOWN: &str = "the user is gone for longer than history is kept: which script was active, and what was seen, is not known";
 
 /// What all users have in common.
 struct Work<'a> {
@@ -71,11 +76,14 @@ pub fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         flags_only: args.flags_only,
         keep_uids: args.keep_uids,
         newest_first: args.newest_first,
-        into: args.into(c)?,
+        into: Into::Place,
         user: args.user(c)?,
         partition: args.partition.clone(),
         acl: args.acl.clone(),
     };
+    if let Where::Tree(_) = args.place {
+        args.into("", &c.namespace)?;
+    }
     let found = args.select.find(&c.catalog(), &c.namespace)?;
     if !args.select.is_set() {
         if let Some((name, e)) = found.missing.into_iter().next() {
@@ -140,8 +148,10 @@ fn setting(c: &Context) -> Setting {
 impl Work<'_> {
     fn all(&self, chosen: &[Chosen], out: &mut Out) -> Result<Outcome> {
         let mut worst = None;
+        let sum = Cell::new(Sum::default());
         let mut tell = |out: &mut dyn FnMut(&Report) -> Result<()>, report: Report| {
             out(&report)?;
+            sum.set(sum.get().and(report.sum()));
             if let Some(e) = &report.error {
                 self.c.complain(&report.from, e);
                 worst.get_or_insert(e.kind());
@@ -173,10 +183,16 @@ impl Work<'_> {
             let fields = [("to", json!(to)), ("dry_run", json!(dry_run))];
             out.document(&fields, |d| {
                 d.list("users")?;
-                each(&mut |report| tell(&mut |r| d.row(&r.json(&self.c.namespace)), report))
+                let ns = &self.c.namespace;
+                each(&mut |report| tell(&mut |r| d.row(&r.json(ns)), report))?;
+                d.field("total", &sum.get().json())
             })?;
         } else {
             each(&mut |report| tell(&mut |r| r.text(self.c, dry_run, out), report))?;
+            if chosen.len() > 1 {
+                let who = format!("all {} backups", chosen.len());
+                sum.get().text(&who, dry_run, out)?;
+            }
         }
         Ok(match worst {
             Some(kind) if !self.args.select.is_set() => Outcome::Status(status(kind)),
@@ -218,8 +234,28 @@ impl Work<'_> {
             names: candidates(name, &view.key, c).0,
         };
         wanted.mailboxes = self.mailboxes.iter().map(pick).collect();
+        let owner = match Owner::from_key(&view.key) {
+            Some(Owner::User(user)) => user,
+            _ => String::new(),
+        };
+        let to = wanted.user.as_ref().unwrap_or(&owner);
+        wanted.into = self.args.into(to, &c.namespace)?;
         let mut choice = Choice::of(view.index(), &view.key, &wanted, &c.namespace)
             .map_err(|e| e.for_user(&view.key))?;
+        if choice.is_gone && !owner.is_empty() && wanted.what.own() {
+            let inbox = inbox_of(&owner, &c.namespace);
+            let lived = c.place().alive(&view, &inbox)?;
+            match &lived {
+                Some(past) => {
+                    if let Some((offset, what)) = past.damage().first() {
+                        let what = format!("history is not whole: file offset {offset}: {what}");
+                        c.complain(&view.key, &Error::new(Kind::Damaged, what));
+                    }
+                    choice.own_of(past.index())?;
+                }
+                None => choice.plan.notes.push(NOT_KNOWN.into()),
+            }
+        }
         let (messages, bytes) = choice.totals();
         let plan = &choice.plan;
         report.userid.clone_from(&plan.userid);
@@ -281,8 +317,7 @@ impl Work<'_> {
                 result.map_err(|e| e.place(c.admin_name(&folder.to)))?;
             }
             report.failed.extend(named.missing());
-            report.failed.extend(to.user(&choice.plan, dry_run)?);
-            Ok(())
+            to.user(&choice.plan, dry_run, &mut report.own)
         })();
         let left = choice.plan.folders.iter().skip(begun);
         report.not_begun = left.map(|f| f.from.clone()).collect();

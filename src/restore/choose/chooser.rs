@@ -2,7 +2,7 @@
 //! destination.
 
 use super::super::{Folder, Item, Plan, Script};
-use super::{Into, Part, Wanted, Which};
+use super::{Into, Part, TREE, Wanted, Which};
 use crate::cyrus::dlist::Value;
 use crate::cyrus::guid::Guid;
 use crate::cyrus::mboxname::{MboxName, Namespace, inbox_of};
@@ -19,6 +19,8 @@ pub(super) struct Source {
     pub(super) base: String,
     /// When it was deleted.
     pub(super) deleted: Option<i64>,
+    /// It is a tree that mail was brought back into, or is to be now, or below one.
+    pub(super) is_copy: bool,
 }
 
 pub(super) struct Chooser<'a> {
@@ -47,6 +49,7 @@ impl Chooser<'_> {
                 continue;
             };
             out.push(Source {
+                is_copy: self.is_copy(&name),
                 name,
                 base,
                 deleted,
@@ -56,9 +59,38 @@ impl Chooser<'_> {
         Ok(out)
     }
 
-    /// Those that were named.
+    /// Whether mail was brought back into a mailbox, or is to be: it is in a tree for that, below the
+    /// INBOX or a shared root, or the one mailbox that gets everything.
+    fn is_copy(&self, name: &MboxName) -> bool {
+        let folders = match name.userid() {
+            Some(_) => name.folders(),
+            None => name.folders().get(1..).unwrap_or_default(),
+        };
+        let stays = self.from.as_deref().unwrap_or_default() == self.to;
+        let is_below = |tree: &[String]| {
+            let mut tree = tree.iter().map(|part| part.replace('^', "."));
+            folders.len() >= tree.len() && tree.by_ref().zip(folders).all(|(a, b)| a == *b)
+        };
+        folders.first().is_some_and(|top| top == TREE)
+            || match &self.wanted.into {
+                Into::Place => false,
+                Into::Tree(tree) => stays && is_below(tree),
+                Into::Mailbox(to) => name.internal() == to,
+            }
+    }
+
+    /// Whether a mailbox is passed over unless it is named: what was brought back once is not brought
+    /// back again from there, but where everything is as it was.
+    pub(super) fn leaves_out(&self, source: &Source) -> bool {
+        let as_it_was = self.wanted.into == Into::Place && self.wanted.which == Which::Alive;
+        source.is_copy && !as_it_was
+    }
+
+    /// Those that were named; all but copies, if none was.
     pub(super) fn named(&self, sources: Vec<Source>) -> Result<Vec<Source>> {
         if self.wanted.mailboxes.is_empty() {
+            let mut sources = sources;
+            sources.retain(|s| !self.leaves_out(s));
             return Ok(sources);
         }
         let mut keep = vec![false; sources.len()];
@@ -73,11 +105,14 @@ impl Chooser<'_> {
                     break;
                 }
                 let below = format!("{name}.");
-                let below = |text: &str| self.wanted.recursive && text.starts_with(&below);
+                let is_copy = MboxName::parse(name, self.ns).is_ok_and(|n| self.is_copy(&n));
+                let below = |s: &Source, text: &str| {
+                    let open = self.wanted.recursive && (is_copy || !self.leaves_out(s));
+                    open && text.starts_with(&below)
+                };
                 found = of(&|s| {
-                    [&s.base, &s.row.mboxname]
-                        .iter()
-                        .any(|n| *n == name || below(n))
+                    let names = [&s.base, &s.row.mboxname];
+                    names.iter().any(|n| *n == name || below(s, n))
                 });
             }
             if found.is_empty() {
@@ -147,7 +182,9 @@ impl Chooser<'_> {
 
     pub(super) fn alive(&self) -> Result<HashSet<Guid>> {
         let mut alive = HashSet::new();
-        for s in self.sources(false)?.iter().filter(|s| s.deleted.is_none()) {
+        let sources = self.sources(false)?;
+        // What lives only as a copy that was brought back is not where it was.
+        for s in sources.iter().filter(|s| s.deleted.is_none() && !s.is_copy) {
             let epoch = Some(s.row.epoch);
             self.index.records(s.row.id, epoch, false, &mut |r| {
                 alive.insert(r.record.guid);
@@ -253,10 +290,33 @@ impl Chooser<'_> {
             tombstones: Vec::new(),
             bodiless: 0,
             flags_only: self.wanted.flags_only,
+            only_there: !self.to.is_empty() && self.is_into_shared(),
             keep_uids: self.wanted.keep_uids,
             partition: self.wanted.partition.clone(),
             acl,
         }
+    }
+
+    fn is_into_shared(&self) -> bool {
+        match &self.wanted.into {
+            Into::Mailbox(to) => {
+                MboxName::parse(to, self.ns).is_ok_and(|name| name.userid().is_none())
+            }
+            Into::Place | Into::Tree(_) => false,
+        }
+    }
+
+    /// ACLs by name at the destination, of whoever keeps what was his.
+    pub(super) fn acls(&self, sources: &[Source]) -> HashMap<String, String> {
+        let stays = self.from.as_deref().unwrap_or_default() == self.to;
+        if !stays || self.wanted.acl.as_ref().is_some_and(String::is_empty) {
+            return HashMap::new();
+        }
+        // Those that live come last and count.
+        let (dead, live): (Vec<_>, Vec<_>) = sources.iter().partition(|s| s.deleted.is_some());
+        let both = dead.into_iter().chain(live);
+        let acl = |s: &Source| Some((self.own_place(&s.name), s.row.head.text("ACL")?.to_owned()));
+        both.filter_map(acl).collect()
     }
 
     /// The ACL with the new owner in the old one's place.
@@ -278,20 +338,7 @@ impl Chooser<'_> {
         if self.wanted.keep_uids {
             return name.internal().to_owned();
         }
-        let folders: Vec<String> = name.folders().iter().map(|f| f.replace('.', "^")).collect();
-        let is_own = name.userid().is_some() && name.userid() == self.from.as_deref();
-        let (root, mut rest) = match name.userid() {
-            Some(_) if is_own => (inbox_of(&self.to, self.ns), folders),
-            Some(userid) => (inbox_of(userid, self.ns), folders),
-            None => {
-                let domain = name.domain().map(|d| format!("{d}!")).unwrap_or_default();
-                let (first, rest) = match folders.split_first() {
-                    Some((first, rest)) => (first.clone(), rest.to_vec()),
-                    None => (String::new(), Vec::new()),
-                };
-                (format!("{domain}{first}"), rest)
-            }
-        };
+        let (root, mut rest) = self.split(name);
         let mut parts = vec![root];
         match &self.wanted.into {
             Into::Place => {}
@@ -307,6 +354,32 @@ impl Chooser<'_> {
         parts.join(".")
     }
 
+    /// The same without a tree or another mailbox.
+    fn own_place(&self, name: &MboxName) -> String {
+        let (root, rest) = self.split(name);
+        let mut parts = vec![root];
+        parts.extend(rest);
+        parts.join(".")
+    }
+
+    /// The INBOX or shared root at the destination, and the folders below it.
+    fn split(&self, name: &MboxName) -> (String, Vec<String>) {
+        let folders: Vec<String> = name.folders().iter().map(|f| f.replace('.', "^")).collect();
+        let is_own = name.userid().is_some() && name.userid() == self.from.as_deref();
+        match name.userid() {
+            Some(_) if is_own => (inbox_of(&self.to, self.ns), folders),
+            Some(userid) => (inbox_of(userid, self.ns), folders),
+            None => {
+                let domain = name.domain().map(|d| format!("{d}!")).unwrap_or_default();
+                let (first, rest) = match folders.split_first() {
+                    Some((first, rest)) => (first.clone(), rest.to_vec()),
+                    None => (String::new(), Vec::new()),
+                };
+                (format!("{domain}{first}"), rest)
+            }
+        }
+    }
+
     /// Where a name that somebody subscribed to, or a quota root, is afterwards.
     fn moved(&self, mboxname: &str) -> String {
         match MboxName::parse(mboxname, self.ns) {
@@ -317,11 +390,12 @@ impl Chooser<'_> {
         }
     }
 
-    pub(super) fn user(&self, gone: bool, plan: &mut Plan) -> Result<()> {
+    /// What is not mail, of a state of the backup.
+    pub(super) fn user(&self, index: &Index, gone: bool, plan: &mut Plan) -> Result<()> {
         let what = self.wanted.what;
         let dead = self.wanted.which != Which::Alive;
         if what.subscriptions {
-            let mut rows = self.index.subscriptions(gone || dead)?;
+            let mut rows = index.subscriptions(gone || dead)?;
             if gone && !dead {
                 let end = rows.iter().filter_map(|r| r.unsubscribed).max();
                 rows.retain(|r| r.unsubscribed.is_none() || r.unsubscribed == end);
@@ -331,11 +405,11 @@ impl Chooser<'_> {
             plan.subscriptions.dedup();
         }
         if what.seen {
-            let rows = self.index.seen_states()?;
+            let rows = index.seen_states()?;
             plan.seen = rows.into_iter().map(|r| (r.uniqueid, r.value)).collect();
         }
         if what.sieve {
-            let mut rows = self.index.scripts(gone || dead)?;
+            let mut rows = index.scripts(gone || dead)?;
             if gone && !dead {
                 let end = rows.iter().filter_map(|r| r.deleted).max();
                 rows.retain(|r| r.deleted.is_none() || r.deleted == end);
@@ -350,10 +424,13 @@ impl Chooser<'_> {
                     content: r.content,
                 })
                 .collect();
-            plan.active_script = self.index.active_script()?;
+            plan.active_script = index.active_script()?;
         }
         if what.quota {
-            let rows = self.index.quotas()?;
+            let mut rows = index.quotas()?;
+            if gone && rows.is_empty() {
+                rows = index.last_quotas()?;
+            }
             let moved = rows.into_iter().map(|(root, v)| (self.moved(&root), v));
             plan.quotas = moved.collect();
         }

@@ -7,6 +7,10 @@
 //! What was deleted: messages expunged from mailboxes that live, unless the same message lives
 //! elsewhere with the user (it was moved), and whole mailboxes that were deleted. A deleted message
 //! has lost `\Deleted` when it comes back, or the next EXPUNGE would take it again.
+//!
+//! What an earlier run brought back is in the backup as well by now. Trees named [`TREE`], and the
+//! place where mail goes this time, are passed over unless they are named, and a message that
+//! lives there only is deleted all the same: so the same run twice brings nothing twice.
 
 mod chooser;
 
@@ -18,6 +22,9 @@ use crate::store::index::Index;
 use chooser::{Chooser, Source};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// The first folder of the tree that mail comes back into, unless another place is named.
+pub const TREE: &str = "RESTORED";
 
 /// Messages held in memory besides those of the folder that is being restored.
 const HELD: u64 = 20_000;
@@ -86,6 +93,11 @@ impl What {
         sieve: false,
         quota: false,
     };
+
+    /// Whether anything but mail is wanted.
+    pub fn own(&self) -> bool {
+        self.subscriptions || self.seen || self.sieve || self.quota
+    }
 }
 
 /// What is wanted.
@@ -138,6 +150,10 @@ pub struct Choice<'a> {
     chooser: Chooser<'a>,
     alive: HashSet<Guid>,
     parts: Vec<Part>,
+    /// The user is gone, and comes back as he was at his end: what of his own is not mail should be
+    /// taken from the last state in which he lived ([`Choice::own_of`]). Until then it is what the
+    /// index tells of that, without what it forgets.
+    pub is_gone: bool,
     /// The plan, whose folders may lack their messages.
     pub plan: Plan,
 }
@@ -166,7 +182,7 @@ impl<'a> Choice<'a> {
             Some(Owner::User(userid)) => Some(userid),
             _ => None,
         };
-        let plan = Plan {
+        let mut plan = Plan {
             from: key.to_owned(),
             userid: match (&wanted.user, &owner) {
                 (Some(user), _) => user.clone(),
@@ -189,6 +205,18 @@ impl<'a> Choice<'a> {
             // A rebuilt server still has what can be undeleted there.
             sources = chooser.sources(true)?;
         }
+        if wanted.mailboxes.is_empty() && wanted.what.mail {
+            let is_out = |s: &&Source| s.deleted.is_none() && chooser.leaves_out(s);
+            let out: Vec<_> = sources.iter().filter(is_out).collect();
+            if let Some(first) = out.first() {
+                let name = first.name.to_admin(ns);
+                let n = out.len();
+                plan.notes.push(format!(
+                    "left out unless named: {n} mailboxes that mail was brought back into, such as {name}"
+                ));
+            }
+        }
+        let mut acls = chooser.acls(&sources);
         sources = chooser.named(sources)?;
         let taken = chooser.taken(sources, gone);
         let alive = match (wanted.which, &wanted.guids) {
@@ -200,6 +228,7 @@ impl<'a> Choice<'a> {
             chooser,
             alive,
             parts: Vec::new(),
+            is_gone: gone,
             plan,
         };
         if wanted.what.mail {
@@ -213,9 +242,15 @@ impl<'a> Choice<'a> {
                 name.is_ok_and(|n| n.is_deleted())
             });
         }
-        choice.chooser.user(gone, &mut choice.plan)?;
+        choice.chooser.user(index, gone, &mut choice.plan)?;
         let bare = choice.parts.iter().map(|p| p.folder.head_only());
         choice.plan.folders = bare.collect();
+        let folders = &choice.plan.folders;
+        acls.retain(|name, _| {
+            let below = format!("{name}.");
+            folders.iter().any(|f| f.to.starts_with(&below))
+        });
+        choice.plan.acls = acls;
         Ok(choice)
     }
 
@@ -223,6 +258,11 @@ impl<'a> Choice<'a> {
     pub fn totals(&self) -> (u64, u64) {
         let sizes = self.parts.iter().map(|p| (p.messages, p.bytes));
         sizes.fold((0, 0), |(n, bytes), (m, more)| (n + m, bytes + more))
+    }
+
+    /// Takes what is not mail from another state of the same backup.
+    pub fn own_of(&mut self, index: &Index) -> Result<()> {
+        self.chooser.user(index, false, &mut self.plan)
     }
 
     /// One of the plan's folders, with its messages; to be asked for once.
@@ -327,6 +367,7 @@ mod tests {
             tombstones: Vec::new(),
             bodiless: 0,
             flags_only: false,
+            only_there: false,
             keep_uids: true,
             partition: None,
             acl: None,

@@ -4,11 +4,12 @@
 //! it has told, and the next one skips that. A block that is refused is halved until the message
 //! is found that the server does not want.
 
-use super::super::{Bodies, Done, Folder, Item};
+use super::super::{Bodies, Done, Folder, Item, NOT_MADE};
 use super::{Cyrus, refused};
 use crate::client::csync::Status;
 use crate::cyrus::dlist::Value;
 use crate::cyrus::guid::Guid;
+use crate::cyrus::mboxname::MboxName;
 use crate::cyrus::sync::MailboxHead;
 use crate::error::Result;
 use crate::util::time::now;
@@ -53,14 +54,23 @@ impl Cyrus {
                 _ => need.push(item),
             }
         }
-        done.made = !is_there;
+        if folder.only_there && !is_there {
+            done.failed.push((0, NOT_MADE.into()));
+            return Ok(());
+        }
         if dry_run {
+            done.made = !is_there;
+            if !is_there {
+                let mut names = self.parents(&folder.to);
+                names.push(folder.to.clone());
+                names.retain(|n| self.head(n).is_none() && self.planned.insert(n.clone()));
+                names.iter().for_each(|n| self.tell_made(n, folder, done));
+            }
             done.brought = need.len() as u64;
             done.bytes = need.iter().map(|i| i.record.size).sum();
             return Ok(());
         }
         if !is_there {
-            done.made = false;
             if let Err(why) = self.make(folder, done)? {
                 done.failed.push((0, why));
                 return Ok(());
@@ -135,30 +145,62 @@ impl Cyrus {
             if self.head(&name).is_some() {
                 continue;
             }
+            let is_folder = name == folder.to;
+            // What is above has its own ACL: the folder's would open it to whoever may read that.
+            let (partition, acl) = match is_folder {
+                true => (self.partition(folder), folder.acl.clone()),
+                false => {
+                    let typed = folder.partition.clone();
+                    let partition = typed.or_else(|| self.partition_above(&name));
+                    (partition, self.acls.get(&name).cloned())
+                }
+            };
             let mut keys = vec![("MBOXNAME", Value::text(&name))];
             let mut add = |key, value: Option<&str>| {
                 keys.extend(value.map(|v| (key, Value::text(v))));
             };
-            add("PARTITION", self.partition(folder).as_deref());
-            add("ACL", folder.acl.as_deref());
-            let own = (name == folder.to).then_some(&folder.head);
+            add("PARTITION", partition.as_deref());
+            add("ACL", acl.as_deref());
+            let own = is_folder.then_some(&folder.head);
             add("OPTIONS", own.and_then(|h| h.text("OPTIONS")));
             add("MBOXTYPE", own.and_then(|h| h.text("MBOXTYPE")));
             keys.push(("RECORD", Value::List(Vec::new())));
             let status = self.csync()?.apply("RESTORE MAILBOX", &Value::kv(keys))?;
             if status != Status::Ok {
-                let mut why = refused("cannot make the mailbox", &status);
-                if let Some(partition) = self.partition(folder) {
-                    why.push_str(&format!(
-                        " (on partition {partition}; --partition names another)"
-                    ));
+                let what = format!("cannot make the mailbox {}", self.shown(&name));
+                let mut why = refused(&what, &status);
+                // What servers say to a partition that they have not.
+                if why.contains("partition") || why.ends_with("Unknown error") {
+                    let on = partition.as_deref().unwrap_or("of the server's choice");
+                    why.push_str(&format!(" (partition {on}; --partition names another)"));
                 }
                 return Ok(Err(why));
             }
+            self.tell_made(&name, folder, done);
             self.ask(std::slice::from_ref(&name))?;
         }
         self.annotate(folder, done)?;
         Ok(Ok(()))
+    }
+
+    /// Tells that a mailbox was made for a folder, or would be.
+    fn tell_made(&self, name: &str, folder: &Folder, done: &mut Done) {
+        if name != folder.to {
+            done.above.push(name.to_owned());
+        }
+        let parsed = MboxName::parse(name, &self.ns).ok();
+        if let Some(user) = parsed
+            .filter(MboxName::is_inbox)
+            .as_ref()
+            .and_then(MboxName::userid)
+        {
+            let note = format!("there was no user {user}: an account is made");
+            done.notes.push(note);
+        }
+    }
+
+    fn shown(&self, name: &str) -> String {
+        MboxName::parse(name, &self.ns).map_or(name.to_owned(), |n| n.to_admin(&self.ns))
     }
 
     /// Gives a mailbox that was just made the annotations of the old one. Not in RESTORE: servers from

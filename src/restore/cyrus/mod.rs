@@ -16,13 +16,14 @@ mod there;
 mod upload;
 mod user;
 
-use super::{Bodies, Destination, Done, Folder, Plan};
+use super::{Bodies, Destination, Done, Folder, Own, Plan};
 use crate::client::csync::{Csync, Status};
 use crate::client::stream::Stream;
 use crate::cyrus::dlist::{Parser, Value};
 use crate::cyrus::mboxname::{MboxName, Namespace};
 use crate::cyrus::sync::MailboxHead;
 use crate::error::{Error, Kind, Result};
+use std::collections::{HashMap, HashSet};
 use there::User;
 
 /// A connection to a Cyrus server.
@@ -32,6 +33,10 @@ pub struct Cyrus {
     name: String,
     ns: Namespace,
     user: User,
+    /// What the backup knows of mailboxes that may have to be made above others.
+    acls: HashMap<String, String>,
+    /// Those that a dry run has told of.
+    planned: HashSet<String>,
 }
 
 impl Cyrus {
@@ -42,6 +47,8 @@ impl Cyrus {
             name,
             ns,
             user: User::default(),
+            acls: HashMap::new(),
+            planned: HashSet::new(),
         }
     }
 
@@ -86,11 +93,15 @@ impl Cyrus {
     /// Where a mailbox lies or is to lie: bodies must be brought to the same partition.
     fn partition(&self, folder: &Folder) -> Option<String> {
         let of = |name: &str| self.head(name)?.text("PARTITION").map(str::to_owned);
-        let above = || self.parents(&folder.to).iter().rev().find_map(|n| of(n));
         of(&folder.to)
             .or_else(|| folder.partition.clone())
-            .or_else(above)
+            .or_else(|| self.partition_above(&folder.to))
             .or_else(|| folder.head.text("PARTITION").map(str::to_owned))
+    }
+
+    fn partition_above(&self, name: &str) -> Option<String> {
+        let of = |name: &String| self.head(name)?.text("PARTITION").map(str::to_owned);
+        self.parents(name).iter().rev().find_map(of)
     }
 }
 
@@ -115,6 +126,8 @@ impl Destination for Cyrus {
 
     fn begin(&mut self, plan: &Plan, _dry_run: bool) -> Result<()> {
         self.user = User::default();
+        self.acls.clone_from(&plan.acls);
+        self.planned.clear();
         if !plan.userid.is_empty() {
             let userid = Value::text(&plan.userid);
             let (lines, status) = self.csync()?.command("GET USER", &userid)?;
@@ -160,8 +173,8 @@ impl Destination for Cyrus {
         self.bring(folder, bodies, dry_run, done)
     }
 
-    fn user(&mut self, plan: &Plan, dry_run: bool) -> Result<Vec<String>> {
-        self.bring_user(plan, dry_run)
+    fn user(&mut self, plan: &Plan, dry_run: bool, told: &mut Vec<Own>) -> Result<()> {
+        self.bring_user(plan, dry_run, told)
     }
 
     fn finish(&mut self) -> Result<()> {

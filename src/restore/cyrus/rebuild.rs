@@ -87,7 +87,7 @@ impl Cyrus {
                     .unwrap_or(0);
             }
         }
-        done.made = self.head(&folder.to).is_none();
+        let is_there = self.head(&folder.to).is_some();
         let is_new = |r: &Record| match held.modseqs.get(&r.uid) {
             Some(modseq) => *modseq < r.modseq,
             None => u64::from(r.uid) > held.last_uid,
@@ -96,6 +96,7 @@ impl Cyrus {
         let dead: Vec<&Record> = folder.tombstones.iter().filter(|r| is_new(r)).collect();
         done.there = (folder.items.len() - items.len()) as u64;
         if dry_run {
+            done.made = !is_there;
             done.brought = items.len() as u64;
             done.bytes = items.iter().map(|i| i.record.size).sum();
             return Ok(());
@@ -106,8 +107,6 @@ impl Cyrus {
         if self.send(folder, &items, &dead, bodies, done)? {
             self.ask(std::slice::from_ref(&folder.to))?;
             self.compare(folder, done)?;
-        } else {
-            done.made = false;
         }
         self.csync()?.restart()
     }
@@ -131,7 +130,9 @@ impl Cyrus {
     }
 
     fn placeholder(&mut self, folder: &Folder, done: &mut Done) -> Result<()> {
-        if !done.made {
+        // Nothing is in it that could differ.
+        if self.head(&folder.to).is_some() {
+            done.compared = true;
             return Ok(());
         }
         let mut head = folder.head.clone();
@@ -140,9 +141,11 @@ impl Cyrus {
             .csync()?
             .apply("APPLY MAILBOX", &Value::Kv(head.keys))?;
         if status != Status::Ok {
-            done.made = false;
             done.notes.push(refused("placeholder not taken", &status));
+            return Ok(());
         }
+        done.made = true;
+        done.compared = true;
         Ok(())
     }
 
@@ -220,6 +223,7 @@ impl Cyrus {
                 done.failed.push((0, refused("mailbox not taken", &status)));
                 return Ok(false);
             }
+            done.made = self.head(&folder.to).is_none();
             done.brought += live;
             done.bytes += bytes;
             left = later;
@@ -301,6 +305,7 @@ impl Cyrus {
             out.push(format!("and {more} more"));
         }
         done.differs = out;
+        done.compared = true;
         Ok(())
     }
 }

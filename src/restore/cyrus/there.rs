@@ -15,14 +15,14 @@ pub struct User {
     pub mailboxes: HashMap<String, MailboxHead>,
     /// Names.
     pub subscriptions: HashSet<String>,
-    /// UNIQUEIDs.
-    pub seen: HashSet<String>,
+    /// By UNIQUEID, the SEEN keys.
+    pub seen: HashMap<String, Value>,
     /// Scripts by file name, with their GUID.
     pub scripts: HashMap<String, String>,
-    /// A script is active.
-    pub is_active: bool,
-    /// Roots.
-    pub quotas: HashSet<String>,
+    /// The script that is active, by its file name.
+    pub active: Option<String>,
+    /// By root, the QUOTA keys.
+    pub quotas: HashMap<String, Value>,
 }
 
 impl User {
@@ -40,15 +40,17 @@ impl User {
                 }
             }
             // A root without limits stays when they are removed.
-            "QUOTA" if limits(&value) > 0 => _ = self.quotas.insert(text("ROOT")),
-            "SEEN" => _ = self.seen.insert(text("UNIQUEID")),
+            "QUOTA" if limits(&value) > 0 => _ = self.quotas.insert(text("ROOT"), value),
+            "SEEN" => _ = self.seen.insert(text("UNIQUEID"), value),
             "LSUB" => {
                 let names = value.as_list().unwrap_or_default().iter();
                 self.subscriptions
                     .extend(names.filter_map(Value::as_str).map(str::to_owned));
             }
             "SIEVE" => {
-                self.is_active |= text("ISACTIVE") == "1";
+                if text("ISACTIVE") == "1" {
+                    self.active = Some(text("FILENAME"));
+                }
                 self.scripts.insert(text("FILENAME"), text("GUID"));
             }
             _ => {}

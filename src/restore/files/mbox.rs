@@ -16,7 +16,7 @@ use crate::cyrus::guid::Guid;
 use crate::cyrus::mboxname::Namespace;
 use crate::cyrus::sync::Record;
 use crate::error::{Error, Kind, Result};
-use crate::restore::{Bodies, Destination, Done, Folder, Plan, is_of_message};
+use crate::restore::{Bodies, Destination, Done, Folder, Own, Plan, is_of_message};
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
@@ -396,18 +396,17 @@ impl Destination for Mbox {
         Ok(())
     }
 
-    fn user(&mut self, plan: &Plan, dry_run: bool) -> Result<Vec<String>> {
+    fn user(&mut self, plan: &Plan, dry_run: bool, told: &mut Vec<Own>) -> Result<()> {
         match &mut self.side {
-            _ if !document::has_user(plan) => {}
+            _ if !document::has_user(plan) => Ok(()),
             None => {
                 let what = "subscriptions, sieve scripts, seen states and quota do not go into an \
                             mbox on standard output";
-                return Ok(vec![what.into()]);
+                told.push(Own::failed("file", "user.json", what));
+                Ok(())
             }
-            Some(side) if !dry_run => user(side, "", plan)?,
-            Some(_) => {}
+            Some(side) => user(side, "", plan, dry_run, told),
         }
-        Ok(Vec::new())
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -428,7 +427,8 @@ fn fill(
     dry_run: bool,
     done: &mut Done,
 ) -> Result<()> {
-    done.made = output.is_new;
+    let is_new = output.is_new;
+    done.made = is_new && dry_run;
     let hash = hash_of(&folder.to);
     let mut wanted = Vec::new();
     // One UID may come from several epochs of a mailbox; with the same message it is the same.
@@ -462,11 +462,15 @@ fn fill(
         };
         match added? {
             Ok(()) => {
+                done.made = is_new;
                 done.brought += 1;
                 done.bytes += r.size;
             }
             Err(why) => done.failed.push((r.uid, why)),
         }
     }
-    output.sync()
+    output.sync()?;
+    // Without a message there is no file.
+    done.made = is_new && (dry_run || output.file.is_some());
+    Ok(())
 }

@@ -45,9 +45,24 @@ pub fn document(
     mtime: Option<i64>,
     write: &dyn Fn(&mut dyn Write) -> io::Result<()>,
 ) -> Result<bool> {
+    let Some((path, size)) = free(store, stem, ext, write)? else {
+        return Ok(false);
+    };
+    let mtime = mtime.unwrap_or_else(|| now().0);
     let fail = |e| Error::io("cannot write", e);
+    store.put(&path, size, mtime, &mut |w| write(w).map_err(fail))?;
+    Ok(true)
+}
+
+/// Where a document is to be put, and its bytes; `None` if it is there.
+pub fn free(
+    store: &mut dyn Store,
+    stem: &str,
+    ext: &str,
+    write: &dyn Fn(&mut dyn Write) -> io::Result<()>,
+) -> Result<Option<(String, u64)>> {
     let mut sum = Sum::default();
-    write(&mut sum).map_err(fail)?;
+    write(&mut sum).map_err(|e| Error::io("cannot write", e))?;
     let size = sum.size;
     let hash: Hash = sum.hash.finalize().into();
     for version in 1u32.. {
@@ -56,15 +71,12 @@ pub fn document(
             n => format!("{stem}.{n}.{ext}"),
         };
         match store.digest(&path)? {
-            Some(there) if there == hash => return Ok(false),
-            Some(_) => continue,
-            None => {}
+            Some(there) if there == hash => return Ok(None),
+            Some(_) => {}
+            None => return Ok(Some((path, size))),
         }
-        let mtime = mtime.unwrap_or_else(|| now().0);
-        store.put(&path, size, mtime, &mut |w| write(w).map_err(fail))?;
-        return Ok(true);
     }
-    Ok(false)
+    Ok(None)
 }
 
 /// Counts and hashes what is written.

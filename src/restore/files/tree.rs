@@ -12,9 +12,9 @@ use crate::cyrus::guid::Guid;
 use crate::cyrus::mboxname::Namespace;
 use crate::cyrus::sync::Record;
 use crate::error::{Error, Kind, Result};
-use crate::restore::{Bodies, Destination, Done, Folder, Item, Plan, is_of_message};
+use crate::restore::{Became, Bodies, Destination, Done, Folder, Item, Own, Plan, is_of_message};
 use std::collections::{HashMap, HashSet};
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 /// Which tree.
@@ -232,7 +232,8 @@ impl Destination for Tree {
             }
         };
         let there = self.there(&path)?;
-        done.made = there.is_none();
+        let is_new = there.is_none();
+        done.made = is_new && dry_run;
         let mut there = there.unwrap_or_default();
         let (wanted, others) = split(&folder.items, &mut there);
         done.there = (folder.items.len() - wanted.len()) as u64;
@@ -250,21 +251,24 @@ impl Destination for Tree {
         let (files, bytes) = self.store.waiting();
         done.brought = done.brought.saturating_sub(files);
         done.bytes = done.bytes.saturating_sub(bytes);
+        done.made = is_new && done.brought > 0;
         filled?;
         self.mailbox(&path, folder, &others)?;
-        self.store.settle()
+        self.store.settle()?;
+        done.made = is_new;
+        Ok(())
     }
 
-    fn user(&mut self, plan: &Plan, dry_run: bool) -> Result<Vec<String>> {
-        if dry_run || !document::has_user(plan) {
-            return Ok(Vec::new());
+    fn user(&mut self, plan: &Plan, dry_run: bool, told: &mut Vec<Own>) -> Result<()> {
+        if !document::has_user(plan) {
+            return Ok(());
         }
-        user(&mut *self.store, "", plan)?;
-        if let Form::Maildir(root) = &self.form {
+        user(&mut *self.store, "", plan, dry_run, told)?;
+        if let (Form::Maildir(root), false) = (&self.form, dry_run) {
             let root = root.join(names::owner(&plan.userid));
             maildir::subscribe(&root, &plan.subscriptions, &self.ns)?;
         }
-        Ok(Vec::new())
+        Ok(())
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -305,20 +309,42 @@ fn split<'a>(items: &'a [Item], there: &mut There) -> (Vec<&'a Item>, Others) {
 }
 
 /// Puts `user.json` and the sieve scripts below `top`.
-pub(super) fn user(store: &mut dyn Store, top: &str, plan: &Plan) -> Result<()> {
+pub(super) fn user(
+    store: &mut dyn Store,
+    top: &str,
+    plan: &Plan,
+    dry_run: bool,
+    told: &mut Vec<Own>,
+) -> Result<()> {
     let owner = format!("{top}{}", names::owner(&plan.userid));
     let script = |filename: &str| {
         let name = filename.strip_suffix(".script").unwrap_or(filename);
         format!("sieve/{}", names::component(name))
     };
+    let mut put = |own: (&'static str, &str), stem: &str, ext, mtime, text: &[u8]| {
+        let write = |w: &mut dyn Write| w.write_all(text);
+        let is_new = match dry_run {
+            true => store::free(store, stem, ext, &write)?.is_some(),
+            false => store::document(store, stem, ext, mtime, &write)?,
+        };
+        let became = if is_new {
+            Became::Brought
+        } else {
+            Became::There
+        };
+        told.push(Own::new(own.0, own.1, became));
+        Ok::<(), Error>(())
+    };
     for s in &plan.scripts {
         let stem = format!("{owner}/{}", script(&s.filename));
         let mtime = i64::try_from(s.last_update).ok();
-        let write = |w: &mut dyn Write| -> io::Result<()> { w.write_all(&s.content) };
-        store::document(store, &stem, "sieve", mtime, &write)?;
+        put(("script", &s.filename), &stem, "sieve", mtime, &s.content)?;
     }
     let text = document::user(plan, &|name| format!("{}.sieve", script(name)));
-    let write = |w: &mut dyn Write| w.write_all(&text);
-    store::document(store, &format!("{owner}/user"), "json", None, &write)?;
-    store.settle()
+    let stem = format!("{owner}/user");
+    put(("file", "user.json"), &stem, "json", None, &text)?;
+    match dry_run {
+        true => Ok(()),
+        false => store.settle(),
+    }
 }

@@ -19,7 +19,7 @@ use crate::client::tls::Trust;
 use crate::cyrus::dlist::Value;
 use crate::cyrus::mboxname::Namespace;
 use crate::error::{Error, Kind, Result};
-use crate::restore::{Bodies, Destination, Done, Folder, Item, Plan};
+use crate::restore::{Became, Bodies, Destination, Done, Folder, Item, NOT_MADE, Own, Plan};
 use send::Sender;
 use std::collections::{BTreeMap, HashSet};
 use text::{Names, Permanent, Space, Spaces};
@@ -193,6 +193,7 @@ impl Append {
         }
         match folder.flags_only {
             true => done.notes.push(format!("there is no {name}: {refused}")),
+            false if folder.only_there => done.failed.push((0, format!("{NOT_MADE}: {refused}"))),
             false => done.failed.push((0, refused.to_string())),
         }
         Ok(None)
@@ -210,7 +211,7 @@ impl Append {
             Ok(selected) => return Ok(Ok(selected)),
             Err(refused) => refused,
         };
-        if folder.flags_only || first.has("CANNOT") {
+        if folder.flags_only || folder.only_there || first.has("CANNOT") {
             return Ok(Err(first));
         }
         if dry_run {
@@ -436,38 +437,36 @@ impl Destination for Append {
         Sender::new(self.imap()?, bodies, &name, &permanent, done).send(&wanted)
     }
 
-    fn user(&mut self, plan: &Plan, dry_run: bool) -> Result<Vec<String>> {
-        let mut not = Vec::new();
+    fn user(&mut self, plan: &Plan, dry_run: bool, told: &mut Vec<Own>) -> Result<()> {
         for (is_there, what) in [
             (!plan.scripts.is_empty(), "sieve scripts"),
             (!plan.seen.is_empty(), "seen states of others' mailboxes"),
             (!plan.quotas.is_empty(), "quota"),
         ] {
             if is_there {
-                not.push(format!("{what}: cannot be brought by IMAP"));
+                told.push(Own::failed(what, "", "cannot be brought by IMAP"));
             }
         }
-        if plan.subscriptions.is_empty() || dry_run {
-            return Ok(not);
+        if plan.subscriptions.is_empty() {
+            return Ok(());
         }
         let there = self.subscribed()?;
         for internal in &plan.subscriptions {
             let given = self
                 .names
                 .give(internal, &self.userid, &self.ns, &self.spaces);
-            let outcome = match given {
-                Ok(name) if there.contains(&name) => continue,
-                Ok(name) => self.on("SUBSCRIBE", &name, "")?,
-                Err(why) => {
-                    not.push(format!("subscription {internal}: {why}"));
-                    continue;
-                }
-            };
-            if !outcome.is_ok() {
-                not.push(format!("subscription {internal}: {outcome}"));
-            }
+            let kind = "subscription";
+            told.push(match given {
+                Ok(name) if there.contains(&name) => Own::new(kind, internal, Became::There),
+                Ok(_) if dry_run => Own::new(kind, internal, Became::Brought),
+                Ok(name) => match self.on("SUBSCRIBE", &name, "")? {
+                    outcome if outcome.is_ok() => Own::new(kind, internal, Became::Brought),
+                    outcome => Own::failed(kind, internal, outcome.to_string()),
+                },
+                Err(why) => Own::failed(kind, internal, why),
+            });
         }
-        Ok(not)
+        Ok(())
     }
 
     fn finish(&mut self) -> Result<()> {

@@ -200,6 +200,7 @@ fn folder(name: &str, items: Vec<Item>) -> Folder {
         tombstones: Vec::new(),
         bodiless: 0,
         flags_only: false,
+        only_there: false,
         keep_uids: false,
         partition: None,
         acl: None,
@@ -446,10 +447,19 @@ fn subscriptions() {
         active_script: Some("x.bc".into()),
         ..Plan::default()
     };
-    for _ in 0..2 {
-        let not = to.user(&plan, false).unwrap();
-        assert_eq!(not.len(), 1, "{not:?}");
-        assert!(not[0].starts_with("subscription user.bert.y: "), "{not:?}");
+    for (dry_run, became) in [
+        (true, Became::Brought),
+        (false, Became::Brought),
+        (false, Became::There),
+        (true, Became::There),
+    ] {
+        let mut told = Vec::new();
+        to.user(&plan, dry_run, &mut told).unwrap();
+        let told: Vec<_> = told.iter().map(|o| (o.name.as_str(), o.became)).collect();
+        assert_eq!(
+            told,
+            [("user.anna.x", became), ("user.bert.y", Became::Failed)]
+        );
     }
     assert_eq!(state.lock().unwrap().subscribed, ["x"]);
     to.finish().unwrap();

@@ -521,6 +521,32 @@ impl Index {
         )
     }
 
+    /// How many scripts, limits and subscriptions there are, and whether a script is active.
+    pub fn own_things(&self) -> Result<i64> {
+        let n = self.one(
+            "SELECT (SELECT count(*) FROM sieve WHERE deleted IS NULL)
+                + (SELECT count(*) FROM quota WHERE removed IS NULL)
+                + (SELECT count(*) FROM subscription WHERE unsubscribed IS NULL)
+                + (SELECT count(*) FROM sieve_active WHERE filename IS NOT NULL)",
+            [],
+            |r| r.get(0),
+        )?;
+        Ok(n.unwrap_or(0))
+    }
+
+    /// Quota roots that were removed last of all, with the limits they had.
+    pub fn last_quotas(&self) -> Result<Vec<(String, Value)>> {
+        self.all(
+            "SELECT root, value FROM quota
+             WHERE removed = (SELECT max(removed) FROM quota) ORDER BY root",
+            [],
+            |r| {
+                let text: Vec<u8> = r.get(1)?;
+                Ok((r.get(0)?, value(&text).ok_or_else(|| damaged(1))?))
+            },
+        )
+    }
+
     /// Annotations kept outside mailboxes: mailbox name, entry, userid, value.
     pub fn annotations(&self, mboxname: &str) -> Result<Vec<(String, String, Vec<u8>)>> {
         self.all(
