@@ -88,7 +88,9 @@ fn mailbox(
     let mut lacks = false;
     index.records(row.id, None, true, &mut |r| {
         let guid = r.record.guid;
-        if gone.contains(&guid) || (r.missing && index.body(guid)?.is_none()) {
+        // What the sender had expunged before we heard of it never was here.
+        let was_here = r.expunged != Some(r.arrived);
+        if gone.contains(&guid) || (r.missing && was_here && index.body(guid)?.is_none()) {
             let live = row.deleted.is_none() && r.expunged.is_none() && r.epoch == row.epoch;
             // What is known to exist nowhere is no news.
             lacks |= live && gone.contains(&guid);

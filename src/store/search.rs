@@ -5,7 +5,7 @@
 //! decoded and without case; those that are plain ASCII, which is most, are not copied more than
 //! once for it.
 
-use super::index::{Field, Index, MailboxRow, RecordFilter, RecordRow};
+use super::index::{Field, Index, IsWanted, MailboxRow, RecordFilter, RecordRow};
 use crate::cyrus::encoded::{decode, fold};
 use crate::cyrus::header::Envelope;
 use crate::cyrus::mboxname::{MboxName, Namespace};
@@ -93,10 +93,8 @@ impl Query {
         if guids.as_ref().is_some_and(HashSet::is_empty) {
             return Ok(());
         }
-        let wanted = |guid: &[u8]| match &guids {
-            None => true,
-            Some(guids) => guids.contains(guid),
-        };
+        let is_found = |guid: &[u8]| guids.as_ref().is_some_and(|g| g.contains(guid));
+        let wanted: Option<&IsWanted<'_>> = guids.as_ref().map(|_| &is_found as _);
         // In the rows flags may be quoted; of such there is no telling without reading them.
         let atoms = self.flags.iter().map(|f| f.trim_start_matches('\\'));
         let atoms = atoms.filter(|f| f.bytes().all(|b| b.is_ascii_alphanumeric()));
@@ -114,7 +112,7 @@ impl Query {
                 },
                 flags: flags.clone(),
             };
-            index.records_where(mailbox.id, &filter, &wanted, &mut |record| {
+            index.records_where(mailbox.id, &filter, wanted, &mut |record| {
                 let deleted = record.expunged.or(with_it);
                 if !self.is_wanted(&record, deleted) {
                     return Ok(());

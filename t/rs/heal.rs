@@ -103,6 +103,31 @@ fn marked(dir: &Dir) -> bool {
     reader.index().any_resync().unwrap()
 }
 
+/// A server that expunges at once states records whose bodies it has no longer.
+#[test]
+fn what_was_expunged_before_it_was_sent_is_not_lost() {
+    let (dir, all) = filled(1);
+    let mut backup = dir.open();
+    let never = (all.len() as u32 + 1, Guid::of(b"never sent"), 10);
+    let text = {
+        let spool = mailbox(&dir, &[never], &all);
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut spool.reader(0, spool.len()), &mut text).unwrap();
+        text.replace("FLAGS ()", "FLAGS (\\Expunged)")
+    };
+    let mut spool = Spool::new(&dir.0, 1 << 30);
+    spool.append(text.as_bytes()).unwrap();
+    backup.mailbox(&[], &spool, false, Timestamp(2000)).unwrap();
+    backup.commit().unwrap();
+    backup.finish().unwrap();
+    for _ in 0..2 {
+        let done = healed(&dir, &[]);
+        assert_eq!(done.findings, 0);
+        assert!(done.nowhere.is_empty() && done.awaited.is_empty());
+        reindexed(&dir);
+    }
+}
+
 #[test]
 fn what_is_whole_is_not_written_to() {
     let (dir, _) = filled(2);

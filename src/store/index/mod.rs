@@ -25,7 +25,7 @@ pub use read::{
     AnnotationRow, ChunkRow, Counts, MailboxRow, MessageRow, RecordRow, SeenRow, SieveRow,
     SubscriptionRow, Totals,
 };
-pub use search::{Field, RecordFilter};
+pub use search::{Field, IsWanted, RecordFilter};
 pub use summary::ChunkSums;
 pub use watch::{RowChange, Table, Watch};
 pub use write::Pending;

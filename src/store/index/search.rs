@@ -6,7 +6,7 @@ use super::read::{RECORD, RecordRow, record_row};
 use crate::cyrus::header::Envelope;
 use crate::error::{Error, Kind, Result};
 use rusqlite::types::ValueRef;
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, Row, params};
 use std::ops::RangeInclusive;
 
 /// How many of them there are.
@@ -55,6 +55,15 @@ pub struct RecordFilter {
 /// Told of a message: its GUID, and the wanted fields.
 pub type EachFields<'a> = dyn FnMut(&[u8], &[&[u8]]) -> Result<()> + 'a;
 
+/// Whether the message with this GUID is looked for.
+pub type IsWanted<'a> = dyn Fn(&[u8]) -> bool + 'a;
+
+/// Whether a text of flags has a part like this one; whoever asks looks at the flags themselves, too.
+fn has_flag(flags: &[u8], flag: &str) -> bool {
+    let mut places = flags.windows(flag.len().max(1));
+    flag.is_empty() || places.any(|w| w.eq_ignore_ascii_case(flag.as_bytes()))
+}
+
 impl Index {
     /// The number of the message that came last; 0 without any. Numbers grow with arrival.
     pub fn last_message(&self) -> Result<i64> {
@@ -95,16 +104,51 @@ impl Index {
     }
 
     /// Hands the records of a mailbox to `each` that pass the filter and whose GUID is wanted, by
-    /// epoch and UID.
+    /// epoch and UID. With `wanted` these should be few: only of them more than the key is read.
     pub fn records_where(
         &self,
         mailbox_id: i64,
         filter: &RecordFilter,
-        wanted: &dyn Fn(&[u8]) -> bool,
+        wanted: Option<&IsWanted<'_>>,
         each: &mut dyn FnMut(RecordRow) -> Result<()>,
     ) -> Result<()> {
+        let Some(wanted) = wanted else {
+            return self.rows_where(RECORD, mailbox_id, filter, &mut |row| {
+                // The column of flags in RECORD.
+                let flags = row.get_ref(8).map(bytes).map_err(|e| self.error(e))?;
+                match filter.flags.iter().all(|flag| has_flag(flags, flag)) {
+                    true => each(record_row(row).map_err(|e| self.error(e))?),
+                    false => Ok(()),
+                }
+            });
+        };
+        let mut keys: Vec<(i64, u32)> = Vec::new();
+        let narrow = "SELECT epoch, uid, guid FROM record";
+        self.rows_where(narrow, mailbox_id, filter, &mut |row| {
+            let guid = row.get_ref(2).map(bytes).map_err(|e| self.error(e))?;
+            if wanted(guid) {
+                let key = row.get(0).and_then(|epoch| Ok((epoch, row.get(1)?)));
+                keys.push(key.map_err(|e| self.error(e))?);
+            }
+            Ok(())
+        })?;
+        for (epoch, uid) in keys {
+            if let Some(row) = self.record(mailbox_id, epoch, uid)? {
+                each(row)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn rows_where(
+        &self,
+        select: &str,
+        mailbox_id: i64,
+        filter: &RecordFilter,
+        each: &mut dyn FnMut(&Row<'_>) -> Result<()>,
+    ) -> Result<()> {
         let sql = format!(
-            "{RECORD} WHERE mailbox_id = ?1
+            "{select} WHERE mailbox_id = ?1
              AND (?2 IS NULL OR internaldate >= ?2) AND (?3 IS NULL OR internaldate <= ?3)
              AND (?4 IS NULL OR (expunged IS NOT NULL) = ?4) ORDER BY epoch, uid"
         );
@@ -118,16 +162,7 @@ impl Index {
             ])
             .map_err(|e| self.error(e))?;
         while let Some(row) = rows.next().map_err(|e| self.error(e))? {
-            // The columns of GUID and flags in RECORD.
-            let column = |n| row.get_ref(n).map(bytes).map_err(|e| self.error(e));
-            let flags = column(8)?;
-            let has = |flag: &String| {
-                let mut places = flags.windows(flag.len().max(1));
-                flag.is_empty() || places.any(|w| w.eq_ignore_ascii_case(flag.as_bytes()))
-            };
-            if wanted(column(7)?) && filter.flags.iter().all(has) {
-                each(record_row(row).map_err(|e| self.error(e))?)?;
-            }
+            each(row)?;
         }
         Ok(())
     }
