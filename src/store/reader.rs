@@ -140,7 +140,7 @@ impl Reader {
         let acknowledged = index.meta_number("acknowledged")?;
         let fits = match (&known, acknowledged) {
             // A new one, into which perhaps the first bodies come; one being rebuilt is not.
-            (None, None) => len == 0 || index.meta_number("new")?.is_some(),
+            (None, None | Some(0)) => len == 0 || index.meta_number("new")?.is_some(),
             (Some(_), Some(end)) => end as u64 <= len && belongs(&index, &file)?,
             _ => false,
         };
