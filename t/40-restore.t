@@ -215,6 +215,30 @@ def folder(rig):
     rig.sync("-u", "fred")
 
 
+@case("what went through the trash is deleted once, where it was last; what left a folder before that went, not at all")
+def trash(rig):
+    for user, steps in (("theo", True), ("thea", False)):
+        new_user(rig, user, ("Trash", "Old"))
+        with rig.cyrus.imap(user) as imap:
+            imap.select("INBOX")
+            imap.move("1:2", "INBOX/Trash")
+            imap.select("INBOX/Old")
+            imap.move("1", "INBOX")
+        if steps:
+            rig.sync("-u", user)
+            wait_second()
+        with rig.cyrus.imap(user) as imap:
+            imap.select("INBOX/Trash")
+            imap.expunge("1:*")
+            imap.delete("INBOX/Old")
+        rig.sync("-u", user)
+        told = restore(rig, "-n", "--in-place", "--deleted-only", user)
+        boxes = {b["mboxname"]: b["brought"] for b in told[0]["mailboxes"]}
+        expect_equal(boxes, {"user.%s.Trash" % user: 6, "user.%s.Old" % user: 3}, user)
+        told = restore(rig, "-n", "--in-place", "--deleted-only", user, "INBOX")
+        expect_equal(totals(told)[1], 2, "unless where it was first is named")
+
+
 @case("at a time: before and after a mass change of flags; flags alone, new mail untouched")
 def flags(rig):
     for way in ("imap", "unix"):

@@ -10,8 +10,9 @@ use super::super::output::Out;
 use super::super::parallel::in_order;
 use super::super::select::Chosen;
 use super::super::{Context, Outcome, status};
+use super::guids::{self, Row};
 use super::report::{Line, Report, Sum};
-use super::{Args, Where, guids};
+use super::{Args, Where};
 use crate::client::Login;
 use crate::client::csync::Timeouts;
 use crate::client::tls::Trust;
@@ -28,7 +29,7 @@ use crate::util::progress::Progress;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::cell::Cell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -42,6 +43,7 @@ struct Work<'a> {
     c: &'a Context,
     wanted: Wanted,
     mailboxes: Vec<String>,
+    rows: Vec<Row>,
     setting: Setting,
     stop: Arc<AtomicBool>,
     meter: Meter,
@@ -51,22 +53,26 @@ struct Work<'a> {
 pub fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     let mut listed = args.guids.clone();
     let mut mailboxes = args.mailboxes.clone();
+    let mut rows = Vec::new();
     let mut some = !listed.is_empty();
     if let Some(file) = &args.guid_file {
         let list = guids::read(file)?;
-        // An empty list wants nothing, not everything.
+        // An empty list wants nothing, not everything; nor does one that is all about others.
         some |= !list.guids.is_empty() || list.mailboxes.is_empty();
         listed.extend(list.guids);
         mailboxes.extend(list.mailboxes);
+        rows = list.rows;
     }
     let wanted = Wanted {
         mailboxes: Vec::new(),
         recursive: args.recursive,
         guids: some.then_some(listed),
+        rows: HashMap::new(),
+        which: args.which.unwrap_or(Which::Alive),
         // Who names a message wants it, whatever became of it.
-        which: args.which.unwrap_or(match some && args.at.is_none() {
-            true => Which::Ever,
-            false => Which::Alive,
+        which_named: args.which.unwrap_or(match args.at {
+            None => Which::Ever,
+            Some(_) => Which::Alive,
         }),
         // Who names a user means it; of all users, those who are gone stay so.
         revive: !args.select.is_set(),
@@ -103,6 +109,7 @@ pub fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         c,
         wanted,
         mailboxes,
+        rows,
         setting: setting(c),
         stop,
         meter: Meter::new(&found.chosen),
@@ -234,6 +241,11 @@ impl Work<'_> {
             names: candidates(name, &view.key, c).0,
         };
         wanted.mailboxes = self.mailboxes.iter().map(pick).collect();
+        let is_his = |row: &&Row| row.userid.as_ref().is_none_or(|u| *u == view.key);
+        for row in self.rows.iter().filter(is_his) {
+            let of = wanted.rows.entry(row.uniqueid.clone()).or_default();
+            of.insert(row.guid);
+        }
         let owner = match Owner::from_key(&view.key) {
             Some(Owner::User(user)) => user,
             _ => String::new(),
@@ -335,6 +347,7 @@ impl Work<'_> {
 }
 
 /// Messages that were named: which of them the backup has.
+#[derive(Default)]
 struct Named {
     left: HashSet<Guid>,
 }
@@ -342,10 +355,12 @@ struct Named {
 impl Named {
     /// Of several backups each may lack some.
     fn new(wanted: &Wanted, is_set: bool) -> Named {
-        let guids = wanted.guids.as_ref().filter(|_| !is_set);
-        Named {
-            left: guids.cloned().unwrap_or_default(),
+        if is_set {
+            return Named::default();
         }
+        let mut left = wanted.guids.clone().unwrap_or_default();
+        left.extend(wanted.rows.values().flatten());
+        Named { left }
     }
 
     fn found(&mut self, folder: &Folder) {
