@@ -3,7 +3,8 @@
 //! A server gets a connection for each user, several at a time; files are one destination for all, one
 //! user after the other. An error of the destination ends the whole run, after a report of what is
 //! there and what is not; run again, it goes on where it stopped, since nothing is brought twice.
-//! So do INT and TERM, between two messages.
+//! So do INT and TERM, between two messages, or when the destination does not answer for a moment; a
+//! second one ends it at once.
 
 use super::super::mailboxes::candidates;
 use super::super::output::Out;
@@ -15,6 +16,7 @@ use super::report::{Line, Report, Sum};
 use super::{Args, Where};
 use crate::client::Login;
 use crate::client::csync::Timeouts;
+use crate::client::socket::Stop;
 use crate::client::tls::Trust;
 use crate::cyrus::config::options::Opt;
 use crate::cyrus::guid::Guid;
@@ -100,8 +102,11 @@ pub fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         }
     }
     let stop = Arc::new(AtomicBool::new(false));
+    let ended = i32::from(status(Kind::Stopping));
     for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, stop.clone())
+        // The second one does not wait for the report.
+        signal_hook::flag::register_conditional_shutdown(signal, ended, stop.clone())
+            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
             .map_err(|e| Error::io("cannot watch for signals", e))?;
     }
     let work = Work {
@@ -110,7 +115,7 @@ pub fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         wanted,
         mailboxes,
         rows,
-        setting: setting(c),
+        setting: setting(c, &stop),
         stop,
         meter: Meter::new(&found.chosen),
     };
@@ -125,7 +130,7 @@ pub fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
 }
 
 /// What imapd.conf says about servers to restore to.
-fn setting(c: &Context) -> Setting {
+fn setting(c: &Context, stop: &Stop) -> Setting {
     let config = &c.config;
     let text = |opt| config.text(opt).filter(|t| !t.is_empty());
     let pair = |name, password| {
@@ -146,6 +151,7 @@ fn setting(c: &Context) -> Setting {
         trust: Trust::new(path(Opt::TlsServerCaFile), path(Opt::TlsServerCaDir)),
         timeouts: Timeouts {
             work: config.sync_timeout(),
+            stop: Some(stop.clone()),
             ..Timeouts::default()
         },
         namespace: c.namespace.clone(),
@@ -286,7 +292,7 @@ impl Work<'_> {
             Some(files) => Some(files),
             None => {
                 // Whoever cannot be reached now is not by the next user either.
-                let opened = self.open();
+                let opened = self.open().map_err(|e| self.judged(e));
                 own = opened.inspect_err(|_| self.stop.store(true, Ordering::Relaxed))?;
                 own.as_deref_mut().map(|d| d as &mut dyn Destination)
             }
@@ -338,6 +344,7 @@ impl Work<'_> {
                 own.finish()?;
             }
         }
+        let result = result.map_err(|e| self.judged(e));
         if result.is_err() {
             // The destination is gone or full: other users would fare no better.
             self.stop.store(true, Ordering::Relaxed);
@@ -372,6 +379,16 @@ impl Named {
     fn missing(&self) -> Option<String> {
         let n = self.left.len();
         (n > 0).then(|| format!("{n} of the messages named are not in this backup"))
+    }
+}
+
+impl Work<'_> {
+    /// A connection that broke after somebody wanted an end was given up for that.
+    fn judged(&self, e: Error) -> Error {
+        match e.kind() {
+            Kind::Io if self.stop.load(Ordering::Relaxed) => stopped().because(e.to_string()),
+            _ => e,
+        }
     }
 }
 
