@@ -12,7 +12,7 @@ from cyrusrig import *
 
 DATE = "01-Jan-2020 10:00:00 +0000"
 SCRIPT = 'require ["fileinto"];\r\n# Gr\u00fc\u00dfe\r\nfileinto "INBOX.Sent";\r\n'
-TREE = "INBOX/RESTORED/" + time.strftime("%Y-%m-%d", time.gmtime())
+TREE = "INBOX/RESTORED/" + time.strftime("%Y-%m-%d")
 
 
 def setup():
@@ -314,6 +314,11 @@ def own(rig):
     expect(lost["olga"] != before["olga"], "it is lost")
     told = restore(rig, "--in-place", "olga")
     expect_equal(totals(told), (0, 0, 10, 0, 0), "mail is there")
+    told_more = restore(rig, "--prefix", "more", "olga", "INBOX")
+    expect("limit" in " ".join(told_more[0]["mailboxes"][0]["notes"]), "that limits are not minded is told", [str(told_more)])
+    with rig.cyrus.imap("olga") as imap:
+        imap.delete("INBOX/more/INBOX")
+        imap.delete("INBOX/more")
     after = rig.cyrus.dump(["olga", "otto"])["users"]
     for key in ("sieve", "subscriptions", "quota"):
         expect_equal(after["olga"].get(key), before["olga"].get(key), key)
