@@ -235,7 +235,7 @@ impl Store {
         }
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cyr_backup"));
         command.arg("-C").arg(self.0.join("imapd.conf")).args(words);
         if let Some((user, group, _)) = other_user() {

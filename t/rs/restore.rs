@@ -204,6 +204,19 @@ fn the_result_of_a_search_is_what_it_found_where_it_found_it() {
 }
 
 #[test]
+fn the_tree_has_the_day_that_people_have() {
+    let store = Store::new("restore-day");
+    // A day and more apart.
+    let [east, west] = ["Etc/GMT-14", "Etc/GMT+12"].map(|zone| {
+        let mut command = store.command(&["restore", "-n", "anna", "Sent"]);
+        let output = command.env("TZ", zone).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    });
+    assert!(east.contains("/RESTORED/20") && west.contains("/RESTORED/20"));
+    assert_ne!(east, west);
+}
+
+#[test]
 fn what_does_not_go_together_is_usage() {
     let store = Store::new("restore-usage");
     for words in [
@@ -229,6 +242,7 @@ fn what_does_not_go_together_is_usage() {
         &["restore", "-n", "--jobs", "0", "anna"],
         &["restore", "-n", "--prefix", "a//b", "anna"],
         &["restore", "-n", "--into", "user", "anna"],
+        &["restore", "-n", "--as", "", "anna"],
         &["restore", "-n", "--into", "DELETED/user/x/5F3A1B2C", "anna"],
         &["restore", "-n", "--into", "INBOX", "%SHARED//news"],
         &["restore", "-n", "--all-users", "anna"],
