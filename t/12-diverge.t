@@ -3,6 +3,7 @@
 of. It must heal by the second attempt of a plain -u, and of a rolling client without
 anybody's help; other users' work goes on; the server is never touched."""
 
+import glob
 import os
 import sys
 import time
@@ -127,11 +128,47 @@ def no_index(rig):
     healed(rig, "noindex")
 
 
-@case("backups.db is deleted", only=OURS)
+@case("backups.db is deleted: logs are found where they lie, no second one begins", only=OURS)
 def no_catalog(rig):
     fresh(rig, "nocat")
+    fresh(rig, "nocat2")
+    before = {user: rig.to.data_file(user) for user in ("nocat", "nocat2")}
     with_stopped(rig, lambda: os.unlink(rig.to.tree + "/conf/backups.db") or True)
+    size = os.path.getsize(before["nocat"])
+    rig.sync("-u", "nocat")
+    expect_equal(os.path.getsize(before["nocat"]), size, "nothing is new, nothing is sent")
     healed(rig, "nocat")
+    # The catalogue is not empty any more, and lacks the others all the same.
+    rig.to.stop()
+    rig.to.start()
+    healed(rig, "nocat2")
+    expect_equal({user: rig.to.data_file(user) for user in before}, before, "files")
+    for path in before.values():
+        others = glob.glob(glob.escape(path.rsplit("_", 1)[0]) + "_??????")
+        expect_equal(others, [path], "logs of the user")
+        expect("is entered user=" in rig.to.recent_log(10000), "it is told")
+
+
+@case("backups.db is damaged: refused, told as an error, mended by rescan", only=OURS)
+def bad_catalog(rig):
+    fresh(rig, "badcat")
+    path = rig.to.tree + "/conf/backups.db"
+
+    def damage():
+        with open(path, "r+b") as file:
+            file.seek(0)
+            file.write(b"rubbish!" * 8)
+        return True
+
+    with_stopped(rig, damage)
+    with rig.cyrus.imap("badcat") as imap:
+        imap.append("INBOX", message("while it is damaged", to="badcat"))
+    done = rig.cyrus.sync(rig.to, "-u", "badcat")
+    expect(done.code != 0, "the sender hears of it", [str(done)])
+    said = [line for line in rig.to.recent_log(1000).splitlines() if "database is damaged" in line]
+    expect(said and all("IOERROR: command failed" in line for line in said), "an error, as of a disk", said)
+    expect_equal(rig.to.tool("rescan", "--fix").code, 0, "rescan --fix")
+    healed(rig, "badcat")
 
 
 @case("bodies vanish from the log", only=OURS)

@@ -288,10 +288,10 @@ def leftovers(rig):
 @case("another file in its place is left alone")
 def stranger(rig):
     made(rig, "fred")
-    made(rig, "gina")
+    made(rig, "bella")
     new = TWO + "/f/" + os.path.basename(rig.to.data_file("fred"))
     sandbox.make_dir(os.path.dirname(new))
-    shutil.copyfile(rig.to.data_file("gina"), new)
+    shutil.copyfile(rig.to.data_file("bella"), new)
     sandbox.owned(new)
     said = move(rig, "fred", "two", code=1)
     expect("another file lies there: " + new in said, "which", [said])

@@ -92,7 +92,7 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
                     Err(e) => {
                         c.complain(&chosen.name(), &e);
                         json!({"userid": chosen.key, "path": chosen.path.to_string_lossy(),
-                               "error": e.to_string()})
+                               "status": "failed", "error": e.to_string()})
                     }
                 })
             })
@@ -153,6 +153,18 @@ fn as_text(c: &Context, chosen: &Chosen, healed: &Healed, out: &mut Out) -> Resu
     ))
 }
 
+fn outcome(healed: &Healed) -> &'static str {
+    let bodies = [&healed.saved, &healed.returned, &healed.awaited];
+    if !healed.nowhere.is_empty() {
+        return "lost";
+    }
+    let nothing = healed.findings == 0
+        && healed.restated == 0
+        && healed.marked.is_empty()
+        && bodies.iter().all(|list| list.is_empty());
+    if nothing { "ok" } else { "healed" }
+}
+
 fn as_json(chosen: &Chosen, healed: &Healed) -> Value {
     let list = |list: &[Lost]| -> Value {
         list.iter()
@@ -173,6 +185,7 @@ fn as_json(chosen: &Chosen, healed: &Healed) -> Value {
     json!({
         "userid": chosen.key,
         "path": chosen.path.to_string_lossy(),
+        "status": outcome(healed),
         "findings": healed.findings,
         "restated": healed.restated,
         "saved": list(&healed.saved),

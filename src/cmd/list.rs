@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::store::compacted::Seen;
 use crate::store::former::{self, Former};
 use crate::store::proven::{Proved, time_of};
-use crate::store::reader::Stale;
+use crate::store::reader::{Reader, Stale};
 use crate::store::summary::{Cache, Looked, Summary, look};
 use crate::util::time::{Timestamp, now};
 use getopts::{Matches, Options};
@@ -229,6 +229,11 @@ pub(super) fn each(
     };
     let ns = &c.namespace;
     let catalog = c.catalog();
+    let scratch = c.config.backup_staging_path();
+    let open = |path: &Path| match stale {
+        Stale::Refuse => Reader::open_as_is(path, &scratch),
+        repair => Reader::open_anywhere(path, repair, &scratch),
+    };
     let work = |chosen: &&[Chosen]| -> Vec<Looked> {
         let one = |chosen: &Chosen| {
             let key = chosen.key.as_deref();
@@ -239,12 +244,12 @@ pub(super) fn each(
                 Ok(name) => mine.mailbox(&name),
                 Err(_) => mine.general(),
             };
-            let looked = look(&chosen.path, known, stale, &keep);
+            let looked = look(&chosen.path, known, &open, &keep);
             if looked.summary.is_ok() {
                 return looked;
             }
             match chosen.moved(&catalog) {
-                Some(now) => look(&now.path, None, stale, &keep),
+                Some(now) => look(&now.path, None, &open, &keep),
                 None => looked,
             }
         };

@@ -320,7 +320,7 @@ impl Context {
 
     /// Opens a backup for reading.
     pub fn open(&self, chosen: &Chosen, stale: Stale) -> Result<View> {
-        View::open(chosen, stale)
+        View::open(chosen, stale, &self.config.backup_staging_path())
     }
 
     /// Finds and opens the one backup a command is about, as it was at a time. What of its past
@@ -388,7 +388,7 @@ impl Place {
     pub fn open_at(&self, chosen: &Chosen, time: Option<Timestamp>) -> Result<View> {
         let mut tries = 0;
         loop {
-            let mut view = View::open(chosen, self.repair)?;
+            let mut view = View::open(chosen, self.repair, &self.scratch)?;
             let Some(time) = time else {
                 return Ok(view);
             };
@@ -427,8 +427,8 @@ pub struct View {
 }
 
 impl View {
-    fn open(chosen: &Chosen, stale: Stale) -> Result<View> {
-        let reader = Reader::open(&chosen.path, stale)?;
+    fn open(chosen: &Chosen, stale: Stale, scratch: &Path) -> Result<View> {
+        let reader = Reader::open_anywhere(&chosen.path, stale, scratch)?;
         let key = match &chosen.key {
             Some(key) => key.clone(),
             None => reader

@@ -551,7 +551,8 @@ impl Session {
                     Kind::NotFound | Kind::Stopping | Kind::Changed => {
                         log::info!("refused command=<{name} {what}> reason=<{e}>");
                     }
-                    Kind::NoSpace | Kind::Io | Kind::Db | Kind::Internal => {
+                    // What is damaged here, the sender can do nothing about.
+                    Kind::NoSpace | Kind::Io | Kind::Db | Kind::Internal | Kind::Damaged => {
                         log::error!("IOERROR: command failed command=<{name} {what}> error=<{e}>");
                         self.held.drop_broken();
                         // A rolling client comes back at once, in a tight loop.

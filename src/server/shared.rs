@@ -13,6 +13,7 @@ use crate::store::file::LogFile;
 use crate::store::former;
 use crate::store::index::{self, Index};
 use crate::store::lock::{Create, DataLock, Wait};
+use crate::store::orphan;
 use crate::store::reader::{self, Reader, Stale};
 use crate::util::time;
 use std::path::{Path, PathBuf};
@@ -59,7 +60,7 @@ impl Shared {
         key: &str,
         question: &mut dyn FnMut(&Index, &dyn LogFile) -> Result<T>,
     ) -> Result<Option<T>> {
-        let Some(path) = self.catalog.lookup(key)? else {
+        let Some(path) = self.lookup(key)? else {
             return Ok(None);
         };
         let mut ask = || {
@@ -86,7 +87,7 @@ impl Shared {
     /// A reader of a backup; `None` if there is no such backup.
     pub fn reader(&self, key: &str) -> Result<Option<Reader>> {
         for _ in 0..TRIES {
-            let Some(path) = self.catalog.lookup(key)? else {
+            let Some(path) = self.lookup(key)? else {
                 return Ok(None);
             };
             match Reader::open(&path, Stale::Repair(self.settings)) {
@@ -103,7 +104,7 @@ impl Shared {
     /// Opens a backup for writing, and makes it if there is none. Waits for its lock as told.
     pub fn open(&self, key: &str, wait: Wait) -> Result<Backup> {
         for _ in 0..TRIES {
-            let path = match self.catalog.lookup(key)? {
+            let path = match self.lookup(key)? {
                 Some(path) => path,
                 None => self.catalog.create_with(key, || self.make(key))?,
             };
@@ -127,6 +128,32 @@ impl Shared {
         }
         let e = Error::new(Kind::Locked, "the backup is moved all the time");
         Err(e.for_user(key))
+    }
+
+    /// The data file of a key. Without an entry, one that lies where it would be made is entered: the
+    /// catalogue was lost.
+    fn lookup(&self, key: &str) -> Result<Option<PathBuf>> {
+        if let Some(path) = self.catalog.lookup(key)? {
+            return Ok(Some(path));
+        }
+        let partitions = self.config.backup_partitions().into_iter();
+        let partitions: Vec<PathBuf> = partitions.map(|(_, dir)| dir).collect();
+        let Some(path) = orphan::find(&partitions, key, &self.ns, &self.catalog)? else {
+            return Ok(None);
+        };
+        let change = [(key.to_owned(), Some(path.clone()))];
+        match self.catalog.exchange(&[(key, None)], &change) {
+            Ok(()) => {
+                log::warn!(
+                    "a log without an entry in backups.db is entered user=<{key}> filename=<{}>",
+                    path.display()
+                );
+                Ok(Some(path))
+            }
+            // Somebody else was there first.
+            Err(e) if e.kind() == Kind::Changed => self.catalog.lookup(key),
+            Err(e) => Err(e),
+        }
     }
 
     /// The file that an entry named was not there. No error if that has a reason and looking the

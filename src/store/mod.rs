@@ -22,6 +22,7 @@ pub mod log;
 mod manifest;
 pub mod moving;
 pub mod notes;
+pub mod orphan;
 pub mod past;
 pub mod proven;
 pub mod reader;

@@ -190,7 +190,7 @@ pub(super) fn scratch_index(reader: &Reader, scratch: &Path) -> Result<Past> {
         path,
         damage: Vec::new(),
     };
-    past.index = Some(Index::create_over(&past.path, live.path(), &generation)?);
+    past.index = Some(Index::create_over(&past.path, live, &generation)?);
     Ok(past)
 }
 

@@ -6,6 +6,8 @@
 //! switch), it tries again. An index that is behind its log while nobody writes is brought up to
 //! date first, for which the lock is taken without waiting.
 
+mod apart;
+
 use super::backup::{Backup, Settings};
 use super::file::LogFile;
 use super::index::{self, Index, MessageRow};
@@ -30,6 +32,8 @@ pub struct Reader {
     path: PathBuf,
     /// Keeps writers out where the index cannot be shared with them.
     _lock: Option<DataLock>,
+    /// An index that is not beside its log.
+    _scratch: Option<apart::Scratch>,
 }
 
 /// What to do about an index that does not fit its log.
@@ -136,7 +140,7 @@ impl Reader {
         let acknowledged = index.meta_number("acknowledged")?;
         let fits = match (&known, acknowledged) {
             // A new one, into which perhaps the first bodies come; one being rebuilt is not.
-            (None, None) => len == 0 || index.meta_number("new")?.is_some(),
+            (None, None | Some(0)) => len == 0 || index.meta_number("new")?.is_some(),
             (Some(_), Some(end)) => end as u64 <= len && belongs(&index, &file)?,
             _ => false,
         };
@@ -151,6 +155,7 @@ impl Reader {
             file,
             path,
             _lock: None,
+            _scratch: None,
         };
         Ok((reader, quiet))
     }

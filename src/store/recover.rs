@@ -422,11 +422,8 @@ fn marked(index: &Index, entered: &Entered, damaged: bool) -> Result<Vec<(String
 
 /// Whether the index that lies there is of ours, and the log's first member does not say whose it is.
 fn was_ours(file: &dyn LogFile, index: &Path) -> Result<bool> {
-    let Ok(index) = Index::open_read_only(index) else {
-        return Ok(false);
-    };
-    let known = index.meta_text("generation")?;
-    Ok(known.is_some_and(|id| !id.is_empty()) && !first_reads(file)?)
+    let known = shorter::believed(|| Index::open_read_only(index)?.meta_text("generation"))?;
+    Ok(known.flatten().is_some_and(|id| !id.is_empty()) && !first_reads(file)?)
 }
 
 /// Builds the index anew, whatever it was; `threads` inflate a large log. The lock is held.
@@ -527,15 +524,6 @@ fn build(
 ) -> Result<Opened> {
     let place = index::path_of(path);
     let (mut index, mut entered) = whole(file, path, len, threads, Trailing::Keep)?;
-    if let Some((offset, why)) = &entered.unread {
-        // Once may be an accident; what fails again is lost to us.
-        log::error!(
-            "IOERROR: cannot read log filename=<{}> offset={offset} error=<{why}>",
-            path.display()
-        );
-        drop(index);
-        (index, entered) = whole(file, path, len, threads, Trailing::Keep)?;
-    }
     if let Some(from) = entered.unsettled {
         // Bodies at the end that nobody refers to: a unit that never was acknowledged.
         if generation(&**file)?.is_some() && !index.any_referred(from)? {
@@ -585,7 +573,10 @@ fn build(
     // that could be missed here.
     let named = index.meta_text("generation")?.is_some();
     let ours = named || entered.ours || kept.ours;
-    if !named {
+    if end == 0 {
+        // Nothing is left: the next unit begins it.
+        index.set_meta("new", 1)?;
+    } else if !named {
         index.set_meta("generation", "")?;
     }
     if generation(&**file)? != index.meta_text("generation")? {
@@ -594,7 +585,7 @@ fn build(
         let len = first.unwrap_or(end).min(HEAD);
         index.set_meta("origin", origin(&**file, len)?)?;
     }
-    if !ours {
+    if !ours && end > 0 {
         adopted(&index, path, &entered)?;
         let hurt: Vec<&str> = entered.hurt.iter().map(String::as_str).collect();
         if !hurt.is_empty() {
@@ -623,7 +614,7 @@ fn build(
         false => Vec::new(),
     };
     if kept.former && !damage.is_empty() {
-        shorter::keep(&Index::open(&place)?)?;
+        shorter::keep(&place)?;
     }
     done(&**file, &index, end, entered.stamp)?;
     Ok(Opened {
@@ -660,8 +651,28 @@ fn beside(path: &Path) -> PathBuf {
     PathBuf::from(beside)
 }
 
-/// Enters a whole log into a new index, whose transaction is open then.
+/// Enters a whole log into a new index, whose transaction is open then. That the disk does not give
+/// something may be an accident once; what fails again is lost to us.
 fn whole(
+    file: &Arc<dyn LogFile>,
+    path: &Path,
+    len: u64,
+    threads: usize,
+    trailing: Trailing,
+) -> Result<(Index, Entered)> {
+    let (index, entered) = whole_once(file, path, len, threads, trailing)?;
+    let Some((offset, why)) = &entered.unread else {
+        return Ok((index, entered));
+    };
+    log::error!(
+        "IOERROR: cannot read log filename=<{}> offset={offset} error=<{why}>",
+        path.display()
+    );
+    drop(index);
+    whole_once(file, path, len, threads, trailing)
+}
+
+fn whole_once(
     file: &Arc<dyn LogFile>,
     path: &Path,
     len: u64,

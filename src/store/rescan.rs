@@ -199,7 +199,8 @@ impl Walk<'_> {
     }
 }
 
-fn look(path: &Path, ns: &Namespace) -> Result<Content> {
+/// What a file is, and whose a log.
+pub(super) fn look(path: &Path, ns: &Namespace) -> Result<Content> {
     let file = File::open(path).map_err(|e| Error::io("cannot open", e).at(path))?;
     let mut found = identify(&file, ns).map_err(|e| e.at(path))?;
     if let Content::Log(identity) = &mut found {

@@ -11,7 +11,7 @@ use super::file::LogFile;
 use super::heal::{state_again, statement};
 use super::index::{self, Index};
 use super::recover::{begun_here, generation};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::util::time;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,14 +26,30 @@ fn place(index: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Keeps what an index knows.
-pub(super) fn keep(index: &Index) -> Result<()> {
-    index.copy_to(&place(index.path()))
+/// Keeps what the index at a place knows; of one that is damaged nothing is believed.
+pub(super) fn keep(index: &Path) -> Result<()> {
+    believed(|| Index::open(index)?.copy_to(&place(index))).map(|_| ())
+}
+
+/// The answer of an old index; `None` if it turns out to be damaged.
+pub(super) fn believed<T>(ask: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
+    match ask() {
+        Ok(answer) => Ok(Some(answer)),
+        Err(e) if matches!(e.kind(), Kind::NeedsReindex | Kind::Db) => {
+            log::warn!("old index not believed reason=<{e}>");
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
 }
 
 /// Keeps what the index at its place knows if that is of this log and acknowledges more than is there.
 /// Whether it does.
 pub(super) fn keep_former(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<bool> {
+    Ok(believed(|| keep_longer(file, path, len))?.unwrap_or(false))
+}
+
+fn keep_longer(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<bool> {
     let index_path = index::path_of(path);
     if !index_path.try_exists().unwrap_or(false) {
         return Ok(false);
@@ -56,7 +72,7 @@ pub(super) fn keep_former(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Res
         "IOERROR: log is shorter than acknowledged filename=<{}> bytes={len} acknowledged={acknowledged}",
         path.display()
     );
-    keep(&index)?;
+    index.copy_to(&place(&index_path))?;
     Ok(true)
 }
 
@@ -67,19 +83,21 @@ pub(super) fn restate(backup: &mut Backup) -> Result<Vec<String>> {
     if !place.try_exists().unwrap_or(false) {
         return Ok(Vec::new());
     }
-    let former = match Index::open_still(&place) {
-        Ok(former) => former,
-        Err(e) => {
-            // A crash left a part of it.
-            log::warn!("{e}");
-            index::remove(&place)?;
-            return Ok(Vec::new());
-        }
-    };
-    let loss = assess(&former, backup.index())?;
+    // A crash may have left a part of it.
+    let lost = believed(|| restate_from(backup, &Index::open_still(&place)?));
+    if lost.as_ref().is_ok_and(Option::is_none) {
+        backup.abort();
+    }
+    let lost = lost?.unwrap_or_default();
+    index::remove(&place)?;
+    Ok(lost)
+}
+
+fn restate_from(backup: &mut Backup, former: &Index) -> Result<Vec<String>> {
+    let loss = assess(former, backup.index())?;
     for doubt in &loss.mailboxes {
         if !doubt.bodies_only && doubt.same_epoch {
-            again(backup, &former, doubt)?;
+            again(backup, former, doubt)?;
         }
     }
     let mut marks = Vec::new();
@@ -121,8 +139,6 @@ pub(super) fn restate(backup: &mut Backup) -> Result<Vec<String>> {
             loss.mailboxes.len()
         );
     }
-    drop(former);
-    index::remove(&place)?;
     Ok(out)
 }
 

@@ -16,7 +16,7 @@
 
 use super::compact::need::went;
 use super::index::{self, Index};
-use super::reader::{Reader, Stale, ask_still};
+use super::reader::{Reader, ask_still};
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
 use std::collections::{BTreeMap, HashMap};
@@ -327,9 +327,13 @@ impl Looked {
     }
 }
 
+/// How a backup is opened for reading that is in use, or is not as it should be.
+pub type Open<'a> = dyn Fn(&Path) -> Result<Reader> + Sync + 'a;
+
 /// Finds the numbers of the backup whose log is at `path`: remembered ones if they are still true,
-/// else from its index. Takes no lock unless `stale` says that an index may be repaired.
-pub fn look(path: &Path, known: Option<&str>, stale: Stale, keep: &Keep<'_>) -> Looked {
+/// else from its index. Takes no lock and makes nothing where the backup is at rest; `open` is asked
+/// where it is not.
+pub fn look(path: &Path, known: Option<&str>, open: &Open<'_>, keep: &Keep<'_>) -> Looked {
     let index_path = index::path_of(path);
     let (log, index) = (Stamp::of(path), Stamp::of(&index_path));
     let mut out = Looked {
@@ -365,7 +369,7 @@ pub fn look(path: &Path, known: Option<&str>, stale: Stale, keep: &Keep<'_>) -> 
             }
             Ok(summary)
         }
-        None => Reader::open(path, stale).and_then(|reader| ask(reader.index())),
+        None => open(path).and_then(|reader| ask(reader.index())),
     };
     out
 }

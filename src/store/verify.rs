@@ -17,7 +17,7 @@ use super::gzip::{MemberEnd, MemberReader};
 use super::index::{self, Difference, Index, differences};
 use super::line::CHUNK_START;
 use super::manifest;
-use super::reader::{Reader, Stale};
+use super::reader::Reader;
 use super::reindex::{self, Entered, From, Trailing};
 use super::tail::{self, Tail};
 use crate::cyrus::guid::Guid;
@@ -142,7 +142,7 @@ fn inner(
     always: bool,
     proof: &mut Proof,
 ) -> Result<()> {
-    let reader = Reader::open(path, Stale::Refuse)?;
+    let reader = Reader::open_as_is(path, scratch)?;
     let index = reader.index();
     let acknowledged = index.meta_number("acknowledged")?.unwrap_or(0) as u64;
     proof.bytes = acknowledged;
@@ -151,19 +151,19 @@ fn inner(
     proof.generation = index.meta_text("generation")?.unwrap_or_default();
     if depth == Depth::Quick {
         structure(&reader, acknowledged, None, proof)?;
-        return behind(&reader, acknowledged, proof);
+        return behind(&reader, scratch, acknowledged, proof);
     }
     std::fs::create_dir_all(scratch).map_err(|e| Error::io("cannot make folder", e).at(scratch))?;
     let name = scratch.join(scratch_name("verify"));
     let second = again(&reader, acknowledged, &name, threads)?;
     structure(&reader, acknowledged, Some(&second.0), proof)?;
     contents(&reader, second, always, proof)?;
-    behind(&reader, acknowledged, proof)
+    behind(&reader, scratch, acknowledged, proof)
 }
 
 /// What lies behind the acknowledged length.
-fn behind(reader: &Reader, acknowledged: u64, proof: &mut Proof) -> Result<()> {
-    let Some(len) = unseen(reader, acknowledged)? else {
+fn behind(reader: &Reader, scratch: &Path, acknowledged: u64, proof: &mut Proof) -> Result<()> {
+    let Some(len) = unseen(reader, scratch, acknowledged)? else {
         return Ok(());
     };
     let index = reader.index();
@@ -181,7 +181,7 @@ fn behind(reader: &Reader, acknowledged: u64, proof: &mut Proof) -> Result<()> {
         proof.unsettled = bytes;
         return Ok(());
     }
-    if unseen(reader, acknowledged)? != Some(len) {
+    if unseen(reader, scratch, acknowledged)? != Some(len) {
         // Somebody came meanwhile, and settles it.
         return Ok(());
     }
@@ -205,7 +205,7 @@ fn behind(reader: &Reader, acknowledged: u64, proof: &mut Proof) -> Result<()> {
 }
 
 /// The length of a log that goes on behind what is acknowledged while nobody is at work.
-fn unseen(reader: &Reader, acknowledged: u64) -> Result<Option<u64>> {
+fn unseen(reader: &Reader, scratch: &Path, acknowledged: u64) -> Result<Option<u64>> {
     let state = |reader: &Reader| -> Result<(u64, u64, Option<String>)> {
         let len = reader.file().len();
         let index = reader.index();
@@ -221,7 +221,7 @@ fn unseen(reader: &Reader, acknowledged: u64) -> Result<Option<u64>> {
     }
     // A writer may have ended in between. The index is asked last: if it says the same now, it said so
     // while nobody was there.
-    match Reader::open(reader.path(), Stale::Refuse).and_then(|r| state(&r)) {
+    match Reader::open_as_is(reader.path(), scratch).and_then(|r| state(&r)) {
         Ok(now) if now == before => Ok(Some(before.1)),
         Ok(_) => Ok(None),
         Err(e) if matches!(e.kind(), Kind::NeedsReindex | Kind::NotFound) => Ok(None),
@@ -231,9 +231,18 @@ fn unseen(reader: &Reader, acknowledged: u64) -> Result<Option<u64>> {
 
 /// Whether the index knows of anything in the log.
 pub(super) fn had_more(path: &Path) -> bool {
-    let known = Index::open_read_only(&index::path_of(path))
-        .and_then(|index| index.meta_number("acknowledged"));
-    matches!(known, Ok(Some(1..)))
+    matches!(known_length(path), Ok(1..))
+}
+
+/// The length that the index acknowledges, whether it fits the log or not.
+fn known_length(path: &Path) -> Result<u64> {
+    let place = index::path_of(path);
+    let index = match Index::open_read_only(&place) {
+        // SQLite can make no file beside it.
+        Err(e) if e.kind() != Kind::NeedsReindex => Index::open_still(&place)?,
+        opened => opened?,
+    };
+    Ok(index.meta_number("acknowledged")?.unwrap_or(0) as u64)
 }
 
 /// A name for an index that is thrown away.
@@ -249,7 +258,7 @@ pub fn clean(scratch: &Path) {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
         let mut parts = name.split('.');
-        let ours = matches!(parts.next(), Some("verify" | "heal" | "past"));
+        let ours = matches!(parts.next(), Some("verify" | "heal" | "past" | "copy"));
         let pid = parts.next().and_then(|p| p.parse::<u32>().ok());
         let is_scratch = ours && parts.nth(1).is_some_and(|p| p.starts_with("index"));
         let ended = proc_is_here && pid.is_some_and(|p| !Path::new(&format!("/proc/{p}")).exists());

@@ -1,4 +1,4 @@
-//! Space on a file system.
+//! Space on a file system, and whether anything can be written there.
 
 use std::ffi::CString;
 use std::io;
@@ -47,6 +47,15 @@ pub fn measure(path: &Path) -> io::Result<FileSystem> {
     })
 }
 
+/// Whether this process, as who it is now, may write to a file, or make files in a folder.
+pub fn is_writable(path: &Path) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
+        return false;
+    };
+    // SAFETY: `path` is NUL-terminated; nothing is written to.
+    unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::W_OK, libc::AT_EACCESS) == 0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,5 +68,9 @@ mod tests {
         let e = measure(Path::new("/no/such/folder")).unwrap_err();
         assert_eq!(e.kind(), io::ErrorKind::NotFound);
         assert!(measure(Path::new("a\0b")).is_err());
+        assert!(is_writable(&std::env::temp_dir()));
+        for path in ["/proc/self/stat/x", "/no/such/folder", "a\0b"] {
+            assert!(!is_writable(Path::new(path)), "{path}");
+        }
     }
 }

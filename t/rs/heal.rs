@@ -9,7 +9,7 @@ use cyr_backup::store::backup::Backup;
 use cyr_backup::store::heal::{Healed, copies, heal};
 use cyr_backup::store::index;
 use cyr_backup::store::line::Line;
-use cyr_backup::store::lock::{Create, Wait};
+use cyr_backup::store::lock::{Create, DataLock, Wait};
 use cyr_backup::store::reader::{Reader, Stale, readable};
 use cyr_backup::store::spool::Spool;
 use cyr_backup::util::time::Timestamp;
@@ -470,6 +470,7 @@ fn heal_speaks() {
     let from = store.path("dora").display().to_string();
     let value = store.json(&["heal", "-j", "--from", &from, "anna"]);
     let anna = &value["backups"][0];
+    assert_eq!(anna["status"], "healed");
     assert_eq!(anna["returned"][0]["records"][0]["uid"], 3);
     assert_eq!(anna["nowhere"].as_array().unwrap().len(), 0);
     let shown = store.run(&["verify", "anna"]);
@@ -481,6 +482,16 @@ fn heal_speaks() {
             .out,
         ONE
     );
+    assert_eq!(
+        store.json(&["heal", "-j", "anna"])["backups"][0]["status"],
+        "ok"
+    );
+    let lock = DataLock::acquire(&store.path("anna"), Wait::No, Create::No).unwrap();
+    let ran = store.run(&["heal", "-j", "anna"]);
+    assert_eq!(ran.status, 1);
+    let value: serde_json::Value = serde_json::from_slice(&ran.out).unwrap();
+    assert_eq!(value["backups"][0]["status"], "failed");
+    drop(lock);
     assert_eq!(store.run(&["heal"]).status, 64);
     assert_eq!(store.run(&["heal", "nobody"]).status, 1);
 }

@@ -2,11 +2,13 @@
 
 use super::looking::{NOW, Ran, Store};
 use cyr_backup::cyrus::dlist::Value as Dlist;
+use cyr_backup::cyrus::mboxname::Namespace;
 use cyr_backup::store::backup::Backup;
 use cyr_backup::store::catalog::Catalog;
 use cyr_backup::store::index;
 use cyr_backup::store::line::Line;
 use cyr_backup::store::lock::{Create, DataLock, Wait};
+use cyr_backup::store::orphan::find;
 use cyr_backup::store::reader::{Reader, Stale};
 use cyr_backup::util::time::Timestamp;
 use serde_json::Value;
@@ -146,6 +148,51 @@ fn of_two_logs_the_one_written_to_last_is_the_backup() {
         catalog(&store).lookup("anna").unwrap(),
         Some(store.path("anna"))
     );
+}
+
+#[test]
+fn an_owner_without_an_entry_has_the_log_that_lies_in_his_folder() {
+    let store = Store::new("left");
+    let ns = Namespace::default();
+    let data = store.0.join("data");
+    let find = |key: &str| {
+        let dirs = [store.0.join("gone"), data.clone()];
+        find(&dirs, key, &ns, &catalog(&store)).unwrap()
+    };
+    assert_eq!(find("anna"), None, "no such folder");
+    fs::create_dir_all(data.join("a")).unwrap();
+    fs::create_dir_all(data.join("Z")).unwrap();
+    let put = |from: &str, to: &str| {
+        let to = data.join(to);
+        fs::copy(store.path(from), &to).unwrap();
+        to
+    };
+    put("anna", "a/anna_AbCdEf.copy");
+    put("anna", "a/anna_AbCdEf.deleted.1795439789");
+    put("carl@x.example", "a/anna_Carl00");
+    fs::write(data.join("a/anna_Empty0"), b"").unwrap();
+    fs::write(data.join("a/anna_Other0"), b"no log").unwrap();
+    assert_eq!(find("anna"), None);
+    let first = put("anna", "a/anna_AbCdEf");
+    assert_eq!(find("anna"), Some(first.clone()));
+    assert_eq!(find("ann"), None);
+    // The one that was written to last.
+    let second = put("anna", "a/anna_aaaaaa");
+    let (wait, create) = (Wait::No, Create::No);
+    let settings = super::looking::SETTINGS;
+    let mut backup = Backup::open(&second, "anna", wait, create, settings).unwrap();
+    let line = Line::new("SUB", &Dlist::kv([("MBOXNAME", Dlist::text("x"))]));
+    backup.append(&[line], Timestamp(NOW.0 + 9000)).unwrap();
+    backup.finish().unwrap();
+    assert_eq!(find("anna"), Some(second.clone()));
+    // One that is somebody's already, though not rightly.
+    catalog(&store).set("bert", &second).unwrap();
+    assert_eq!(find("anna"), Some(first));
+    // Who was deleted begins anew.
+    catalog(&store)
+        .set("%FORMER/anna/u-inbox", &data.join("x"))
+        .unwrap();
+    assert_eq!(find("anna"), None);
 }
 
 #[test]

@@ -135,9 +135,13 @@ fn settle(path: &Path) {
     }
 }
 
+fn opener(stale: Stale) -> impl Fn(&Path) -> cyr_backup::error::Result<Reader> {
+    move |path| Reader::open(path, stale)
+}
+
 fn seen(path: &Path, cache: &mut Cache) -> (Looked, bool) {
     let known = cache.known("anna").map(str::to_owned);
-    let mut looked = look(path, known.as_deref(), Stale::Refuse, &|_| Some(0));
+    let mut looked = look(path, known.as_deref(), &opener(Stale::Refuse), &|_| Some(0));
     let fresh = looked.fresh();
     let is_fresh = fresh.is_some();
     if let Some(text) = fresh {
@@ -192,6 +196,6 @@ fn a_remembered_summary_never_lies() {
     // Without its index nothing is known.
     index::remove(&index::path_of(&path)).unwrap();
     assert!(seen(&path, &mut cache).0.summary.is_err());
-    let repaired = look(&path, None, Stale::Repair(SETTINGS), &|_| Some(0));
+    let repaired = look(&path, None, &opener(Stale::Repair(SETTINGS)), &|_| Some(0));
     assert_eq!(repaired.summary.unwrap().messages, 4);
 }

@@ -12,6 +12,7 @@ mod keep;
 mod log;
 mod looking;
 mod past;
+mod readonly;
 mod restore;
 mod review;
 mod store;

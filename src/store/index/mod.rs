@@ -43,7 +43,13 @@ pub struct Index {
     fresh: Cell<bool>,
     /// SQLite has met what it cannot have written.
     damaged: Cell<bool>,
+    /// How others open it for reading.
+    reading: &'static str,
 }
+
+/// As a file that may be written to, and as one that nobody changes.
+const SHARED: &str = "mode=ro";
+const STILL: &str = "immutable=1";
 
 /// The name of the index that belongs to a data file.
 pub fn path_of(data: &Path) -> PathBuf {
@@ -170,6 +176,7 @@ impl Index {
             path: path.to_owned(),
             fresh: Cell::new(fresh),
             damaged: Cell::new(false),
+            reading: SHARED,
         };
         index.settings(settings)?;
         index.run(schema::CREATE)?;
@@ -227,9 +234,11 @@ impl Index {
     /// beside it. Whoever asks makes sure afterwards that it was so; until then an answer may be
     /// wrong. The same errors.
     pub fn open_still(path: &Path) -> Result<Index> {
-        let uri = uri(path, "immutable=1");
+        let uri = uri(path, STILL);
         let mode = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-        Index::connect(Path::new(&uri), path, mode, schema::READ_SETTINGS)
+        let mut index = Index::connect(Path::new(&uri), path, mode, schema::READ_SETTINGS)?;
+        index.reading = STILL;
+        Ok(index)
     }
 
     fn open_with(path: &Path, mode: OpenFlags) -> Result<Index> {
@@ -262,6 +271,7 @@ impl Index {
             path: path.to_owned(),
             fresh: Cell::new(false),
             damaged: Cell::new(false),
+            reading: SHARED,
         };
         index.settings(settings)?;
         let application_id: i64 = index

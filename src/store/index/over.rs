@@ -4,7 +4,7 @@
 //! The live index is attached, for reading only. Names without a database are looked for in the
 //! scratch file first: it has every table but `chunk` and `message`.
 
-use super::{Index, schema, uri};
+use super::{Index, SHARED, schema, uri};
 use crate::error::{Error, Kind, Result};
 use rusqlite::{Connection, OpenFlags, params};
 use std::cell::Cell;
@@ -19,9 +19,9 @@ const SETTINGS: &str = "
 ";
 
 impl Index {
-    /// Makes an index at `path`, where nothing may lie, over the one at `live`. `NeedsReindex` if
-    /// that is no longer of the log with this generation.
-    pub fn create_over(path: &Path, live: &Path, generation: &str) -> Result<Index> {
+    /// Makes an index at `path`, where nothing may lie, over another, which is opened once more as
+    /// that one is. `NeedsReindex` if it is no longer of the log with this generation.
+    pub fn create_over(path: &Path, live: &Index, generation: &str) -> Result<Index> {
         let mode = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_URI
@@ -32,6 +32,7 @@ impl Index {
             path: path.to_owned(),
             fresh: Cell::new(true),
             damaged: Cell::new(false),
+            reading: SHARED,
         };
         index.settings(schema::FRESH)?;
         index.run(schema::WAL)?;
@@ -39,8 +40,8 @@ impl Index {
         index.run(SETTINGS)?;
         index
             .conn
-            .execute("ATTACH ?1 AS live", [uri(live, "mode=ro")])
-            .map_err(|e| Error::from(e).at(live))?;
+            .execute("ATTACH ?1 AS live", [uri(live.path(), live.reading)])
+            .map_err(|e| Error::from(e).at(live.path()))?;
         index.begin()?;
         let found: Option<String> = index.one(
             "SELECT value FROM live.meta WHERE key = 'generation'",
@@ -48,7 +49,7 @@ impl Index {
             |r| r.get(0),
         )?;
         if found.as_deref() != Some(generation) {
-            return Err(Error::new(Kind::NeedsReindex, "the log was replaced").at(live));
+            return Err(Error::new(Kind::NeedsReindex, "the log was replaced").at(live.path()));
         }
         Ok(index)
     }

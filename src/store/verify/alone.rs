@@ -4,7 +4,7 @@
 //! One of the old tools that nobody has opened yet is as they left it, and no index of ours is missed.
 //! Beside any other log the lack of an index is a finding. Fails as [`super::verify`] does.
 
-use super::{Finding, Proof, name_records, scratch_name, wrong_bodies};
+use super::{Finding, Proof, known_length, name_records, scratch_name, wrong_bodies};
 use crate::error::{Error, Result};
 use crate::store::ahead::Help;
 use crate::store::file::FileReader;
@@ -29,9 +29,7 @@ pub(super) fn verify(path: &Path, scratch: &Path, threads: usize, e: &Error) -> 
     let ours = whole(&file, len, &name, threads, &mut proof).map_err(|e| e.at(path))?;
     let index_path = index::path_of(path);
     let missing = !index_path.exists();
-    let acknowledged = Index::open_read_only(&index_path)
-        .and_then(|index| Ok(index.meta_number("acknowledged")?.unwrap_or(0) as u64));
-    let what = match acknowledged {
+    let what = match known_length(path) {
         Ok(known) if known > len => {
             format!("log is {len} bytes, {known} were acknowledged; run heal")
         }
