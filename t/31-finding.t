@@ -62,6 +62,7 @@ def headers(rig):
     for words, expect_names in [
         (["--subject", "REPORT quarterly"], ["plain"]),
         (["--subject", "report annual"], []),
+        (["--subject", "GR\u00dcSSE"], ["utf8"]),
         (["--subject", "gr\u00fc\u00dfe K\u00d6LN"], ["utf8"]),
         (["--subject", "\u043f\u0440\u0438\u0432\u0435\u0442"], ["koi8"]),
         (["--subject", "\u5929\u6c17"], ["jis"]),
@@ -131,6 +132,35 @@ def deleted(rig):
 
 def guid_of(rig, user, subject):
     return rig.to.json("search", user, "--subject", subject)["messages"][0]["guid"]
+
+
+@case("a deleted folder goes by the name it had; folders are typed as people see them")
+def names(rig):
+    for words in (["history", "anna", "Old"], ["history", "anna", "user/anna/Old"]):
+        told = rig.to.json(*words)["events"]
+        expect(any("Old" in event["mboxname"] for event in told), " ".join(words), [str(told)])
+    for name in ("Old", "user.anna.Old"):
+        shown = rig.to.json("messages", "anna", name)["messages"]
+        expect_equal([row["adminname"].rsplit("/", 1)[0] for row in shown], ["DELETED/user/anna/Old"], "messages " + name)
+        shown = rig.to.json("show", "anna", name)["mailboxes"]
+        expect_equal(len(shown), 1, "show " + name)
+    expect_equal(rig.to.tool("messages", "anna", "Never").code, 1, "one that never was")
+    for name in ("INBOX/Entw&APw-rfe", "INBOX/R&-D"):
+        with rig.cyrus.imap("anna") as imap:
+            imap.create(name)
+            imap.append(name, mail("x@y.example", "in a folder", "typed"))
+    # A live one of the name comes before the deleted one.
+    with rig.cyrus.imap("anna") as imap:
+        imap.create("INBOX/Old")
+    rig.sync("-u", "anna")
+    expect_equal(rig.to.json("messages", "anna", "Old")["messages"], [], "the live one, which is empty")
+    for typed in ("Entw\u00fcrfe", "Entw&APw-rfe", "user/anna/Entw\u00fcrfe", "R&D", "R&-D", "user/anna/R&D"):
+        expect_equal(len(rig.to.json("messages", "anna", typed)["messages"]), 1, "messages " + typed)
+        expect_equal(len(rig.to.json("search", "anna", "--mailbox", typed)["messages"]), 1, "search " + typed)
+        told = rig.to.json("restore", "-n", "anna", typed)["users"][0]["mailboxes"]
+        expect_equal([box["brought"] for box in told], [1], "restore " + typed)
+    told = rig.to.json("restore", "-n", "--prefix", "Zur\u00fcck", "anna", "R&D")["users"][0]["mailboxes"]
+    expect_equal(told[0]["to"], "user.anna.Zur&APw-ck.R&-D", "--prefix")
 
 
 @case("history: the life of a message, of a mailbox, of one UID")

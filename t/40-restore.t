@@ -12,7 +12,7 @@ from cyrusrig import *
 
 DATE = "01-Jan-2020 10:00:00 +0000"
 SCRIPT = 'require ["fileinto"];\r\n# Gr\u00fc\u00dfe\r\nfileinto "INBOX.Sent";\r\n'
-TREE = "INBOX/RESTORED/" + time.strftime("%Y-%m-%d", time.gmtime())
+TREE = "INBOX/RESTORED/" + time.strftime("%Y-%m-%d")
 
 
 def setup():
@@ -215,6 +215,30 @@ def folder(rig):
     rig.sync("-u", "fred")
 
 
+@case("what went through the trash is deleted once, where it was last; what left a folder before that went, not at all")
+def trash(rig):
+    for user, steps in (("theo", True), ("thea", False)):
+        new_user(rig, user, ("Trash", "Old"))
+        with rig.cyrus.imap(user) as imap:
+            imap.select("INBOX")
+            imap.move("1:2", "INBOX/Trash")
+            imap.select("INBOX/Old")
+            imap.move("1", "INBOX")
+        if steps:
+            rig.sync("-u", user)
+            wait_second()
+        with rig.cyrus.imap(user) as imap:
+            imap.select("INBOX/Trash")
+            imap.expunge("1:*")
+            imap.delete("INBOX/Old")
+        rig.sync("-u", user)
+        told = restore(rig, "-n", "--in-place", "--deleted-only", user)
+        boxes = {b["mboxname"]: b["brought"] for b in told[0]["mailboxes"]}
+        expect_equal(boxes, {"user.%s.Trash" % user: 6, "user.%s.Old" % user: 3}, user)
+        told = restore(rig, "-n", "--in-place", "--deleted-only", user, "INBOX")
+        expect_equal(totals(told)[1], 2, "unless where it was first is named")
+
+
 @case("at a time: before and after a mass change of flags; flags alone, new mail untouched")
 def flags(rig):
     for way in ("imap", "unix"):
@@ -290,6 +314,11 @@ def own(rig):
     expect(lost["olga"] != before["olga"], "it is lost")
     told = restore(rig, "--in-place", "olga")
     expect_equal(totals(told), (0, 0, 10, 0, 0), "mail is there")
+    told_more = restore(rig, "--prefix", "more", "olga", "INBOX")
+    expect("limit" in " ".join(told_more[0]["mailboxes"][0]["notes"]), "that limits are not minded is told", [str(told_more)])
+    with rig.cyrus.imap("olga") as imap:
+        imap.delete("INBOX/more/INBOX")
+        imap.delete("INBOX/more")
     after = rig.cyrus.dump(["olga", "otto"])["users"]
     for key in ("sieve", "subscriptions", "quota"):
         expect_equal(after["olga"].get(key), before["olga"].get(key), key)

@@ -204,6 +204,41 @@ def stopped(rig):
     expect(sum(b["there"] for b in told[0]["mailboxes"]) > 0, "some was")
 
 
+@case("stopped while the destination says nothing: it ends all the same, at once by a second signal")
+def stalled(rig):
+    for to_unix, signals in ((True, 1), (False, 2)):
+        listener = socket.socket(socket.AF_UNIX if to_unix else socket.AF_INET)
+        path = rig.other.dir + "/stalled"
+        if os.path.exists(path):
+            os.unlink(path)
+        listener.bind(path if to_unix else ("127.0.0.1", 0))
+        if to_unix:
+            os.chmod(path, 0o777)
+        listener.listen(1)
+        where = "unix:" + path if to_unix else "imap://127.0.0.1:%d" % listener.getsockname()[1]
+        name = rig.to.dir + "/log/stalled%d" % signals
+        argv = sandbox.as_cyrus([rig.to.path, "-C", rig.to.conf, "restore", "--to", where, "anna"])
+        process = sandbox.Process(argv, name)
+        peer, _ = listener.accept()
+        try:
+            # A banner, and nothing more for whatever comes.
+            peer.sendall(b"* OK hello\r\n" if to_unix else b"* OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hello\r\n")
+            expect(peer.recv(100), "it has begun to talk")
+            began = time.time()
+            process.signal(signal.SIGTERM)
+            if signals == 2:
+                time.sleep(0.5)
+                process.signal(signal.SIGINT)
+            wait_for(lambda: not process.running(), 15, "it ends")
+            took = time.time() - began
+            expect(took < (9 if signals == 1 else 2.5), "soon", ["%.1f s" % took])
+            if signals == 1:
+                expect("stopped: run it again" in process.output(), "and says so", [process.output()])
+        finally:
+            peer.close()
+            listener.close()
+
+
 @case("a message that the server does not take: all others are there")
 def refused(rig):
     rig.cyrus.user("empty")

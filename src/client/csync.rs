@@ -9,6 +9,7 @@
 
 use super::Login;
 use super::sasl::{Client, Mechanism};
+use super::socket::Stop;
 use super::stream::{Address, Stream, broken};
 use super::tls::Trust;
 use crate::cyrus::dlist::{Form, Limits, Parser, Value, print};
@@ -25,12 +26,14 @@ pub const PORT: u16 = 2005;
 pub const MAX_LITERAL: usize = 128 * 1024;
 
 /// How long a server may take.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Timeouts {
     /// For each step until we are logged in.
     pub login: Duration,
     /// For each answer afterwards.
     pub work: Duration,
+    /// Once that is set, a moment.
+    pub stop: Option<Stop>,
 }
 
 impl Default for Timeouts {
@@ -39,6 +42,7 @@ impl Default for Timeouts {
         Timeouts {
             login: Duration::from_secs(10),
             work: Duration::from_secs(30 * 60),
+            stop: None,
         }
     }
 }
@@ -148,7 +152,7 @@ impl Csync {
         trust: &Trust,
         timeouts: Timeouts,
     ) -> Result<Csync> {
-        let stream = Stream::connect(address, trust, timeouts.login)?;
+        let stream = Stream::connect(address, trust, timeouts.login, timeouts.stop)?;
         let csync = Csync::over(stream, matches!(address, Address::Unix(_)), login)?;
         csync.stream.set_timeout(timeouts.work).map_err(broken)?;
         Ok(csync)

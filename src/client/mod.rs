@@ -1,7 +1,7 @@
 //! Being a client: a connection to a mail server, log in, and the replication protocol from its
 //! other side. Knows nothing of backups.
 //!
-//! `stream` is the connection (TCP or UNIX socket, encrypted and compressed if wished), `tls` whom a
+//! `socket` is TCP or a UNIX socket, `stream` the connection over it (encrypted and compressed if wished), `tls` whom a
 //! certificate must be from, `sasl` the client's half
 //! of logging in, `csync` the replication protocol on its own port or inside IMAP, `imap` IMAP itself.
 //! Everything blocks, up to its deadlines. A connection that fails once is of no more use: drop it, connect again.
@@ -10,6 +10,7 @@
 pub mod csync;
 pub mod imap;
 pub mod sasl;
+pub mod socket;
 pub mod stream;
 pub mod tls;
 

@@ -5,6 +5,7 @@
 //! is full; nothing is flushed by reading. Reads and writes block up to their deadlines and then
 //! fail with `WouldBlock` or `TimedOut`, and the connection is of no more use.
 
+use super::socket::{Socket, Stop};
 use super::tls::Trust;
 use crate::error::{Error, Kind, Result};
 use crate::proto::compress::{Deflate, Inflate};
@@ -12,7 +13,6 @@ use crate::proto::line::{LineEnd, read_line};
 use rustls::ClientConnection;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -90,34 +90,6 @@ impl fmt::Display for Address {
     }
 }
 
-#[derive(Debug)]
-enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Read for &Socket {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Socket::Tcp(s) => (&*s).read(buf),
-            Socket::Unix(s) => (&*s).read(buf),
-        }
-    }
-}
-
-impl Write for &Socket {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match self {
-            Socket::Tcp(s) => (&*s).write(buf),
-            Socket::Unix(s) => (&*s).write(buf),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// A handle on the socket, for one direction.
 #[derive(Clone)]
 struct Half {
@@ -190,40 +162,20 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Connects; each address of a host name is tried for up to `timeout`, which then holds for
-    /// each read and write. `Io` with the reason of the last attempt. `trust` decides about the
-    /// server's certificate, here or later.
-    pub fn connect(address: &Address, trust: &Trust, timeout: Duration) -> Result<Stream> {
-        let fail = |e| {
+    /// Connects, as [`Socket::connect`] does. `Io` with the reason of the last attempt. `trust`
+    /// decides about the server's certificate, here or later.
+    pub fn connect(
+        address: &Address,
+        trust: &Trust,
+        timeout: Duration,
+        stop: Option<Stop>,
+    ) -> Result<Stream> {
+        let socket = Socket::connect(address, timeout, stop).map_err(|e| {
             Error::io("cannot connect", e)
                 .with_kind(Kind::Io)
                 .place(address.to_string())
-        };
-        let socket = match address {
-            Address::Unix(path) => Socket::Unix(UnixStream::connect(path).map_err(fail)?),
-            Address::Tcp(host, port) | Address::Tls(host, port) => {
-                let mut last = io::Error::other("no address");
-                let mut found = None;
-                for addr in (host.as_str(), *port).to_socket_addrs().map_err(fail)? {
-                    match TcpStream::connect_timeout(&addr, timeout) {
-                        Ok(s) => {
-                            found = Some(s);
-                            break;
-                        }
-                        Err(e) => last = e,
-                    }
-                }
-                match found {
-                    Some(s) => {
-                        s.set_nodelay(true).map_err(fail)?;
-                        Socket::Tcp(s)
-                    }
-                    None => return Err(fail(last)),
-                }
-            }
-        };
+        })?;
         let mut stream = Stream::over(Half::plain(socket));
-        stream.set_timeout(timeout).map_err(fail)?;
         if let Address::Tcp(host, _) | Address::Tls(host, _) = address {
             stream.certified = Some((host.clone(), trust.clone()));
         }
@@ -237,7 +189,7 @@ impl Stream {
 
     /// A stream over one end of a socket pair.
     pub fn of_unix(socket: UnixStream) -> Stream {
-        Stream::over(Half::plain(Socket::Unix(socket)))
+        Stream::over(Half::plain(Socket::of_unix(socket)))
     }
 
     fn over(half: Half) -> Stream {
@@ -252,15 +204,7 @@ impl Stream {
 
     /// The longest a single read or write may block.
     pub fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
-        let timeout = Some(timeout).filter(|t| !t.is_zero());
-        match &*self.half.socket {
-            Socket::Tcp(s) => s
-                .set_read_timeout(timeout)
-                .and_then(|()| s.set_write_timeout(timeout)),
-            Socket::Unix(s) => s
-                .set_read_timeout(timeout)
-                .and_then(|()| s.set_write_timeout(timeout)),
-        }
+        self.half.socket.set_timeout(timeout)
     }
 
     /// Whether nobody else can listen: TLS, a UNIX socket, or a peer on this machine.
@@ -270,12 +214,7 @@ impl Stream {
 
     /// Whether the peer is on this machine, or something that leads to it from there.
     pub fn is_local(&self) -> bool {
-        match &*self.half.socket {
-            Socket::Unix(_) => true,
-            Socket::Tcp(s) => s
-                .peer_addr()
-                .is_ok_and(|a| a.ip().to_canonical().is_loopback()),
-        }
+        self.half.socket.is_local()
     }
 
     /// Bytes written so far, before compression.

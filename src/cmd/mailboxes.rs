@@ -5,13 +5,15 @@ use super::output::{Out, annotations_json, dlist_json, plain, when};
 use super::select::{self, Select};
 use super::{Context, Job, Outcome, View};
 use crate::cyrus::dlist::Value as Dlist;
-use crate::cyrus::mboxname::{from_admin, inbox_of};
+use crate::cyrus::mboxname::{MboxName, from_admin, inbox_of};
+use crate::cyrus::utf7;
 use crate::error::{Error, Kind, Result};
 use crate::store::index::{Index, MailboxRow};
 use crate::util::time::Timestamp;
 use crate::util::when::Day;
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// What was typed.
@@ -87,29 +89,35 @@ pub(super) fn mailbox_json(row: &MailboxRow, marks: &Marks, c: &Context) -> Valu
 }
 
 /// The internal names a person may mean by `name` in the backup of `key`, best first: as it stands,
-/// in admin form, or below the user's INBOX, `INBOX` itself included. And what is wrong with it as
-/// a name in admin form, if none of them is there.
+/// in admin form, or below the user's INBOX, `INBOX` itself included; then the same with what is no
+/// name in Cyrus' own spelling taken as text. And what is wrong with it as a name in admin form, if
+/// none of them is there.
 pub(super) fn candidates(name: &str, key: &str, c: &Context) -> (Vec<String>, Result<String>) {
-    let internal = from_admin(name, &c.namespace);
-    let inbox = inbox_of(key, &c.namespace);
+    let ns = &c.namespace;
+    let inbox = inbox_of(key, ns);
+    let internal = from_admin(name, ns);
     let mut candidates = vec![name.to_owned()];
     candidates.extend(internal.as_ref().ok().cloned());
     if name.eq_ignore_ascii_case("INBOX") {
         candidates.push(inbox);
-    } else {
-        let hierarchy = if c.namespace.unixhierarchysep {
-            name.replace('.', "^").replace('/', ".")
-        } else {
-            name.to_owned()
-        };
-        candidates.push(format!("{inbox}.{hierarchy}"));
+        return (candidates, internal);
+    }
+    let below = |name: &str| match ns.unixhierarchysep {
+        true => format!("{inbox}.{}", name.replace('.', "^").replace('/', ".")),
+        false => format!("{inbox}.{name}"),
+    };
+    candidates.push(below(name));
+    if let Cow::Owned(name) = utf7::typed(name) {
+        candidates.extend(from_admin(&name, ns).ok());
+        candidates.push(below(&name));
     }
     (candidates, internal)
 }
 
-/// The mailboxes a person means by `name`: a uniqueid, or one of [`candidates`]. Several only if
-/// deleted ones are wanted. `NotFound` if there is none, `Usage` if the name can be read in two ways
-/// and is in neither.
+/// The mailboxes a person means by `name`: a uniqueid, or one of [`candidates`]; a deleted one is
+/// meant by the name it had, too. Several only if deleted ones are wanted; else the one that lives or,
+/// if none does, that was deleted last. `NotFound` if there is none, `Usage` if the name can be read
+/// in two ways and is in neither.
 pub(super) fn named(
     view: &View,
     name: &str,
@@ -117,20 +125,37 @@ pub(super) fn named(
     c: &Context,
 ) -> Result<Vec<MailboxRow>> {
     let index = view.index();
-    let of_name = |internal: &str| -> Result<Vec<MailboxRow>> {
-        if with_deleted {
-            let mut rows = index.mailboxes(true)?;
-            rows.retain(|r| r.mboxname == internal);
-            return Ok(rows);
-        }
-        Ok(index.mailbox_by_name(internal)?.into_iter().collect())
-    };
     if let Some(row) = index.mailbox(name)? {
         return Ok(vec![row]);
     }
     let (candidates, internal) = candidates(name, &view.key, c);
+    if !with_deleted {
+        for candidate in &candidates {
+            if let Some(row) = index.mailbox_by_name(candidate)? {
+                return Ok(vec![row]);
+            }
+        }
+    }
+    let ns = &c.namespace;
+    let mut all = Vec::new();
+    for row in index.mailboxes(true)? {
+        let parsed = MboxName::parse(&row.mboxname, ns).ok();
+        let base = parsed.as_ref().map(|n| n.undeleted(ns));
+        let deleted = parsed.and_then(|n| n.deleted()).or(row.deleted);
+        all.push((base, deleted, row));
+    }
     for candidate in candidates {
-        let rows = of_name(&candidate)?;
+        let is_meant = |base: &Option<String>, row: &MailboxRow| {
+            row.mboxname == candidate || base.as_ref() == Some(&candidate)
+        };
+        let found = all.iter().filter(|(base, _, row)| is_meant(base, row));
+        let rows: Vec<MailboxRow> = match with_deleted {
+            true => found.map(|(.., row)| row.clone()).collect(),
+            false => {
+                let last = found.max_by_key(|(_, deleted, row)| (*deleted, row.id));
+                last.map(|(.., row)| row.clone()).into_iter().collect()
+            }
+        };
         if !rows.is_empty() {
             return Ok(rows);
         }

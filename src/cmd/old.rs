@@ -98,6 +98,7 @@ pub fn restore(args: &[OsString]) -> Result<Vec<OsString>> {
         o.optflag(short, long, "");
     }
     o.optflagmulti("v", "verbose", "");
+    o.optflag("", "help", "");
     for (short, long) in [
         ("A", "override-acl"),
         ("C", ""),
@@ -112,6 +113,9 @@ pub fn restore(args: &[OsString]) -> Result<Vec<OsString>> {
         o.optopt(short, long, "", "X");
     }
     let m = o.parse(args).map_err(|e| usage(e.to_string()))?;
+    if m.opt_present("help") {
+        return Ok(vec!["restore".into(), "--help".into()]);
+    }
     let Some((server, rest)) = m.free.split_first() else {
         return Err(usage("no server"));
     };
@@ -251,6 +255,7 @@ mod tests {
                 "-U -X -z -w 3 -a host -f /b/x",
                 "restore --to csync://host --keep-uids -f -- /b/x",
             ),
+            ("--help", "restore --help"),
             (
                 "-P p2 -F /list host anna",
                 "restore --to csync://host --in-place --partition p2 --guids /list -- anna",

@@ -11,6 +11,7 @@ use super::parallel::{Part, streamed};
 use super::select::{self, Chosen, Select};
 use super::{Context, Job, Outcome, Place, admin_name};
 use crate::cyrus::mboxname::{MboxName, Namespace, inbox_of};
+use crate::cyrus::utf7;
 use crate::error::{Error, Kind, Result};
 use crate::store::index::{Field, MailboxRow};
 use crate::store::search::{Hit, Query, State};
@@ -117,7 +118,9 @@ impl Args {
                 true => "INBOX",
                 false => pattern,
             };
-            names.iter().any(|name| covers(pattern, name)) || *pattern == mailbox.uniqueid
+            let text = utf7::typed(pattern);
+            let says = |name: &String| covers(pattern, name) || covers(&text, name);
+            names.iter().any(says) || *pattern == mailbox.uniqueid
         })
     }
 }

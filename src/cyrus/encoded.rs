@@ -48,13 +48,15 @@ pub fn decode(value: &str) -> Cow<'_, str> {
     out.into()
 }
 
-/// Lower case for comparing: `fold(a)` is in `fold(b)` if a is in b whatever the case.
+/// Lower case for comparing: `fold(a)` is in `fold(b)` if a is in b whatever the case. In capitals `ß`
+/// is two letters.
 pub fn fold(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        match c.is_ascii() {
-            true => out.push(c.to_ascii_lowercase()),
-            false => out.extend(c.to_lowercase()),
+        match c {
+            'ß' | 'ẞ' => out.push_str("ss"),
+            c if c.is_ascii() => out.push(c.to_ascii_lowercase()),
+            c => out.extend(c.to_lowercase()),
         }
     }
     out
@@ -268,6 +270,7 @@ mod tests {
 
     #[test]
     fn case_is_none() {
+        assert_eq!(fold("GR\u{dc}SSE"), fold("gr\u{fc}\u{df}e"));
         assert_eq!(fold("GR\u{dc}N \u{41f}A"), "gr\u{fc}n \u{43f}a");
     }
 }

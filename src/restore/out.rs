@@ -41,11 +41,11 @@ pub fn open(target: &Target, setting: &Setting) -> Result<Box<dyn Destination>> 
             address,
             login,
             trust,
-            setting.timeouts,
+            setting.timeouts.clone(),
         )?)),
         Target::Imap(address) => {
-            let timeouts = setting.timeouts;
-            let mut imap = match Imap::connect(address, login, "", trust, timeouts) {
+            let timeouts = setting.timeouts.clone();
+            let mut imap = match Imap::connect(address, login, "", trust, timeouts.clone()) {
                 // Who may act for others need not be anybody himself.
                 Err(e) if e.kind() == Kind::Denied => None,
                 connected => Some(connected?),

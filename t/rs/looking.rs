@@ -25,7 +25,7 @@ pub const SETTINGS: Settings = Settings {
 };
 pub const NOW: Timestamp = Timestamp(1_795_439_789);
 pub const ONE: &[u8] = b"From: a@x\r\nSubject: one\r\n\r\nfirst body\r\n";
-const TWO: &[u8] = b"From: b@x\r\nSubject: two\r\n\r\nsecond body \xff\0\r\n";
+pub const TWO: &[u8] = b"From: b@x\r\nSubject: two\r\n\r\nsecond body \xff\0\r\n";
 
 pub struct Store(pub PathBuf);
 
@@ -235,7 +235,7 @@ impl Store {
         }
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cyr_backup"));
         command.arg("-C").arg(self.0.join("imapd.conf")).args(words);
         if let Some((user, group, _)) = other_user() {

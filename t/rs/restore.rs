@@ -1,6 +1,6 @@
 //! `restore` without a destination: what it chooses, where that goes, what it does not understand.
 
-use crate::looking::{NOW, ONE, SETTINGS, Store};
+use crate::looking::{NOW, ONE, SETTINGS, Store, TWO};
 use cyr_backup::cyrus::dlist::Value as Dlist;
 use cyr_backup::cyrus::guid::Guid;
 use cyr_backup::cyrus::mboxname::Namespace;
@@ -14,6 +14,7 @@ use cyr_backup::store::past;
 use cyr_backup::store::reader::{Reader, Stale};
 use cyr_backup::util::time::Timestamp;
 use serde_json::Value;
+use std::collections::HashMap;
 
 /// (where from, where to, messages) of a dry run.
 fn plan(store: &Store, words: &[&str]) -> Vec<(String, String, u64)> {
@@ -41,6 +42,7 @@ fn rows(expect: &[(&str, &str, u64)]) -> Vec<(String, String, u64)> {
 fn what_is_chosen_and_where_it_goes() {
     let store = Store::new("restore-choose");
     let one = Guid::of(ONE).to_string();
+    let two = Guid::of(TWO).to_string();
     let here = "user.anna";
     for (words, expect) in [
         // What lives, in place.
@@ -110,7 +112,7 @@ fn what_is_chosen_and_where_it_goes() {
                 ("user.anna.Sent", "user.anna.Sent", 1),
             ],
         ),
-        // A message, wherever it was, and in one mailbox.
+        // A message, wherever it was, and one mailbox besides.
         (
             &["--in-place", "anna", &one],
             &[
@@ -120,8 +122,16 @@ fn what_is_chosen_and_where_it_goes() {
             ],
         ),
         (
-            &["--in-place", "anna", "Sent", &one],
-            &[("user.anna.Sent", "user.anna.Sent", 1)],
+            &["--in-place", "anna", "INBOX", &one],
+            &[
+                (here, here, 2),
+                ("user.anna.Old", "user.anna.Old", 1),
+                ("user.anna.Sent", "user.anna.Sent", 1),
+            ],
+        ),
+        (
+            &["--in-place", "anna", "Sent", &two],
+            &[(here, here, 1), ("user.anna.Sent", "user.anna.Sent", 1)],
         ),
         // Files keep the names.
         (
@@ -135,6 +145,75 @@ fn what_is_chosen_and_where_it_goes() {
     assert!(today[0].1.starts_with("user.anna.RESTORED.20"), "{today:?}");
     assert!(today[0].1.ends_with(".Sent"), "{today:?}");
     assert_eq!(plan(&store, &["-A"]).len(), 2);
+}
+
+#[test]
+fn the_result_of_a_search_is_what_it_found_where_it_found_it() {
+    let store = Store::new("restore-rows");
+    let list = store.0.join("list");
+    let of = |list: &std::path::Path| list.to_str().unwrap().to_owned();
+    for (words, expect) in [
+        (
+            &["search", "-j", "anna", "--mailbox", "Sent"][..],
+            &[("user.anna.Sent", "user.anna.Sent", 1)][..],
+        ),
+        (
+            &[
+                "search",
+                "-j",
+                "anna",
+                "--deleted-only",
+                "--mailbox",
+                "INBOX",
+            ],
+            &[("user.anna", "user.anna", 1)],
+        ),
+        (
+            &["messages", "-j", "anna", "INBOX"],
+            &[("user.anna", "user.anna", 2)],
+        ),
+        (&["search", "-j", "anna", "--subject", "nowhere"], &[]),
+    ] {
+        std::fs::write(&list, store.text(words)).unwrap();
+        let got = plan(&store, &["--in-place", "--guids", &of(&list), "anna"]);
+        assert_eq!(got, rows(expect), "{words:?}");
+        // What was found with one user is not looked for with another.
+        let all = plan(&store, &["-A", "--in-place", "--guids", &of(&list)]);
+        assert_eq!(all, rows(expect), "{words:?}");
+        let other = plan(
+            &store,
+            &["carl@x.example", "--in-place", "--guids", &of(&list)],
+        );
+        assert_eq!(other, [], "{words:?}");
+    }
+    // With a mailbox that is named, both.
+    std::fs::write(
+        &list,
+        store.text(&["search", "-j", "anna", "--mailbox", "Sent"]),
+    )
+    .unwrap();
+    let got = plan(
+        &store,
+        &["--in-place", "--guids", &of(&list), "anna", "Old"],
+    );
+    let expect = [
+        ("user.anna.Old", "user.anna.Old", 1),
+        ("user.anna.Sent", "user.anna.Sent", 1),
+    ];
+    assert_eq!(got, rows(&expect));
+}
+
+#[test]
+fn the_tree_has_the_day_that_people_have() {
+    let store = Store::new("restore-day");
+    // A day and more apart.
+    let [east, west] = ["Etc/GMT-14", "Etc/GMT+12"].map(|zone| {
+        let mut command = store.command(&["restore", "-n", "anna", "Sent"]);
+        let output = command.env("TZ", zone).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    });
+    assert!(east.contains("/RESTORED/20") && west.contains("/RESTORED/20"));
+    assert_ne!(east, west);
 }
 
 #[test]
@@ -163,6 +242,7 @@ fn what_does_not_go_together_is_usage() {
         &["restore", "-n", "--jobs", "0", "anna"],
         &["restore", "-n", "--prefix", "a//b", "anna"],
         &["restore", "-n", "--into", "user", "anna"],
+        &["restore", "-n", "--as", "", "anna"],
         &["restore", "-n", "--into", "DELETED/user/x/5F3A1B2C", "anna"],
         &["restore", "-n", "--into", "INBOX", "%SHARED//news"],
         &["restore", "-n", "--all-users", "anna"],
@@ -191,7 +271,9 @@ fn a_plan_has_everything_of_the_user() {
         mailboxes: Vec::new(),
         recursive: false,
         guids: None,
+        rows: HashMap::new(),
         which: Which::Alive,
+        which_named: Which::Ever,
         revive: true,
         since: None,
         until: None,

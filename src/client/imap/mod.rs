@@ -66,7 +66,7 @@ impl Imap {
         trust: &Trust,
         timeouts: Timeouts,
     ) -> Result<Imap> {
-        let stream = Stream::connect(address, trust, timeouts.login)?;
+        let stream = Stream::connect(address, trust, timeouts.login, timeouts.stop)?;
         let over = |e: Error| e.place(address.to_string());
         let mut imap = Imap::over(stream, login, authzid).map_err(over)?;
         imap.stream.set_timeout(timeouts.work).map_err(broken)?;

@@ -9,11 +9,24 @@ use std::io::Read;
 /// Larger lists are not read.
 const MAX_BYTES: u64 = 1 << 30;
 
+/// A message of one mailbox, as a search prints it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Whose backup; `None`: any.
+    pub userid: Option<String>,
+    /// The mailbox.
+    pub uniqueid: String,
+    /// The message.
+    pub guid: Guid,
+}
+
 /// What a list names.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct List {
-    /// Messages.
+    /// Messages, wherever they are.
     pub guids: HashSet<Guid>,
+    /// Messages of one mailbox each.
+    pub rows: Vec<Row>,
     /// Mailboxes.
     pub mailboxes: Vec<String>,
 }
@@ -38,7 +51,7 @@ fn parse(text: &[u8]) -> Result<List> {
     if text.trim_ascii_start().first() == Some(&b'{') {
         let value: Value = serde_json::from_slice(text)
             .map_err(|e| Error::new(Kind::Usage, "list of messages: bad JSON").because(e))?;
-        collect(&value, &mut list.guids);
+        collect(&value, None, &mut list);
         return Ok(list);
     }
     for (number, line) in text.split(|&b| b == b'\n').enumerate() {
@@ -60,17 +73,25 @@ fn parse(text: &[u8]) -> Result<List> {
     Ok(list)
 }
 
-/// Every `guid` in a document, however deep it is.
-fn collect(value: &Value, to: &mut HashSet<Guid>) {
+/// Every `guid` in a document, however deep it is: with `uniqueid` beside it a message of that mailbox;
+/// `userid` beside or above says whose.
+fn collect(value: &Value, userid: Option<&str>, to: &mut List) {
     match value {
-        Value::Array(items) => items.iter().for_each(|v| collect(v, to)),
+        Value::Array(items) => items.iter().for_each(|v| collect(v, userid, to)),
         Value::Object(map) => {
-            for (key, value) in map {
-                match value.as_str().and_then(|s| Guid::parse(s.as_bytes())) {
-                    Some(guid) if key == "guid" => _ = to.insert(guid),
-                    _ => collect(value, to),
-                }
+            let text = |key| map.get(key).and_then(Value::as_str);
+            let userid = text("userid").or(userid);
+            let guid = text("guid").and_then(|g| Guid::parse(g.as_bytes()));
+            match (guid, text("uniqueid")) {
+                (Some(guid), Some(uniqueid)) => to.rows.push(Row {
+                    userid: userid.map(str::to_owned),
+                    uniqueid: uniqueid.to_owned(),
+                    guid,
+                }),
+                (Some(guid), None) => _ = to.guids.insert(guid),
+                (None, _) => {}
             }
+            map.values().for_each(|v| collect(v, userid, to));
         }
         _ => {}
     }
@@ -96,6 +117,18 @@ mod tests {
             r#" {{"version":1,"users":[{{"messages":[{{"guid":"{a}","subject":"guid"}},{{"guid":"{b}"}}]}}]}}"#
         );
         assert_eq!(parse(json.as_bytes()).unwrap().guids, both);
+        let json = format!(
+            r#"{{"userid":"anna","messages":[{{"guid":"{a}","uniqueid":"u1"}},
+                {{"guid":"{b}","uniqueid":"u2","userid":"bert","more":{{"guid":"{a}"}}}}]}}"#
+        );
+        let list = parse(json.as_bytes()).unwrap();
+        let row = |userid: &str, uniqueid: &str, guid: &str| Row {
+            userid: Some(userid.into()),
+            uniqueid: uniqueid.into(),
+            guid: Guid::parse(guid.as_bytes()).unwrap(),
+        };
+        assert_eq!(list.rows, [row("anna", "u1", a), row("bert", "u2", b)]);
+        assert_eq!(list.guids.len(), 1);
         assert_eq!(parse(b"").unwrap(), List::default());
         for bad in [&b"\xff\n"[..], b"{"] {
             assert_eq!(parse(bad).unwrap_err().kind(), Kind::Usage);

@@ -13,9 +13,10 @@ use super::select::{self, Select};
 use super::{Context, Job};
 use crate::cyrus::guid::Guid;
 use crate::cyrus::mboxname::{Namespace, canonical_userid};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::restore::choose::{Into, TREE, What, Which};
 use crate::restore::target::{Place, Target};
+use crate::sys::clock;
 use crate::util::time::{Timestamp, civil, now};
 use crate::util::when::Day;
 use getopts::{Matches, Options};
@@ -246,7 +247,8 @@ impl Args {
             Where::Place => Into::Place,
             Where::Default if files => Into::Place,
             Where::Default => {
-                let (y, m, d, ..) = civil(now());
+                let now = now();
+                let (y, m, d, ..) = civil(Timestamp(now.0 + clock::ahead(now.0)));
                 Into::Tree(vec![TREE.into(), format!("{y:04}-{m:02}-{d:02}")])
             }
             Where::Tree(typed) => Into::Tree(place::tree(typed, ns)?),
@@ -255,7 +257,10 @@ impl Args {
     }
 
     fn user(&self, c: &Context) -> Result<Option<String>> {
-        let canonical = |u: &String| canonical_userid(u, &c.namespace);
+        let canonical = |u: &String| {
+            let id = canonical_userid(u, &c.namespace);
+            id.map_err(|e| e.with_kind(Kind::Usage).place("--as"))
+        };
         self.user.as_ref().map(canonical).transpose()
     }
 

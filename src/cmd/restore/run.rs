@@ -3,17 +3,20 @@
 //! A server gets a connection for each user, several at a time; files are one destination for all, one
 //! user after the other. An error of the destination ends the whole run, after a report of what is
 //! there and what is not; run again, it goes on where it stopped, since nothing is brought twice.
-//! So do INT and TERM, between two messages.
+//! So do INT and TERM, between two messages, or when the destination does not answer for a moment; a
+//! second one ends it at once.
 
 use super::super::mailboxes::candidates;
 use super::super::output::Out;
 use super::super::parallel::in_order;
 use super::super::select::Chosen;
 use super::super::{Context, Outcome, status};
+use super::guids::{self, Row};
 use super::report::{Line, Report, Sum};
-use super::{Args, Where, guids};
+use super::{Args, Where};
 use crate::client::Login;
 use crate::client::csync::Timeouts;
+use crate::client::socket::Stop;
 use crate::client::tls::Trust;
 use crate::cyrus::config::options::Opt;
 use crate::cyrus::guid::Guid;
@@ -28,7 +31,7 @@ use crate::util::progress::Progress;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::cell::Cell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -42,6 +45,7 @@ struct Work<'a> {
     c: &'a Context,
     wanted: Wanted,
     mailboxes: Vec<String>,
+    rows: Vec<Row>,
     setting: Setting,
     stop: Arc<AtomicBool>,
     meter: Meter,
@@ -51,22 +55,26 @@ struct Work<'a> {
 pub fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     let mut listed = args.guids.clone();
     let mut mailboxes = args.mailboxes.clone();
+    let mut rows = Vec::new();
     let mut some = !listed.is_empty();
     if let Some(file) = &args.guid_file {
         let list = guids::read(file)?;
-        // An empty list wants nothing, not everything.
+        // An empty list wants nothing, not everything; nor does one that is all about others.
         some |= !list.guids.is_empty() || list.mailboxes.is_empty();
         listed.extend(list.guids);
         mailboxes.extend(list.mailboxes);
+        rows = list.rows;
     }
     let wanted = Wanted {
         mailboxes: Vec::new(),
         recursive: args.recursive,
         guids: some.then_some(listed),
+        rows: HashMap::new(),
+        which: args.which.unwrap_or(Which::Alive),
         // Who names a message wants it, whatever became of it.
-        which: args.which.unwrap_or(match some && args.at.is_none() {
-            true => Which::Ever,
-            false => Which::Alive,
+        which_named: args.which.unwrap_or(match args.at {
+            None => Which::Ever,
+            Some(_) => Which::Alive,
         }),
         // Who names a user means it; of all users, those who are gone stay so.
         revive: !args.select.is_set(),
@@ -94,8 +102,11 @@ pub fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         }
     }
     let stop = Arc::new(AtomicBool::new(false));
+    let ended = i32::from(status(Kind::Stopping));
     for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, stop.clone())
+        // The second one does not wait for the report.
+        signal_hook::flag::register_conditional_shutdown(signal, ended, stop.clone())
+            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
             .map_err(|e| Error::io("cannot watch for signals", e))?;
     }
     let work = Work {
@@ -103,7 +114,8 @@ pub fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         c,
         wanted,
         mailboxes,
-        setting: setting(c),
+        rows,
+        setting: setting(c, &stop),
         stop,
         meter: Meter::new(&found.chosen),
     };
@@ -118,7 +130,7 @@ pub fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
 }
 
 /// What imapd.conf says about servers to restore to.
-fn setting(c: &Context) -> Setting {
+fn setting(c: &Context, stop: &Stop) -> Setting {
     let config = &c.config;
     let text = |opt| config.text(opt).filter(|t| !t.is_empty());
     let pair = |name, password| {
@@ -139,6 +151,7 @@ fn setting(c: &Context) -> Setting {
         trust: Trust::new(path(Opt::TlsServerCaFile), path(Opt::TlsServerCaDir)),
         timeouts: Timeouts {
             work: config.sync_timeout(),
+            stop: Some(stop.clone()),
             ..Timeouts::default()
         },
         namespace: c.namespace.clone(),
@@ -234,6 +247,11 @@ impl Work<'_> {
             names: candidates(name, &view.key, c).0,
         };
         wanted.mailboxes = self.mailboxes.iter().map(pick).collect();
+        let is_his = |row: &&Row| row.userid.as_ref().is_none_or(|u| *u == view.key);
+        for row in self.rows.iter().filter(is_his) {
+            let of = wanted.rows.entry(row.uniqueid.clone()).or_default();
+            of.insert(row.guid);
+        }
         let owner = match Owner::from_key(&view.key) {
             Some(Owner::User(user)) => user,
             _ => String::new(),
@@ -274,7 +292,7 @@ impl Work<'_> {
             Some(files) => Some(files),
             None => {
                 // Whoever cannot be reached now is not by the next user either.
-                let opened = self.open();
+                let opened = self.open().map_err(|e| self.judged(e));
                 own = opened.inspect_err(|_| self.stop.store(true, Ordering::Relaxed))?;
                 own.as_deref_mut().map(|d| d as &mut dyn Destination)
             }
@@ -326,6 +344,7 @@ impl Work<'_> {
                 own.finish()?;
             }
         }
+        let result = result.map_err(|e| self.judged(e));
         if result.is_err() {
             // The destination is gone or full: other users would fare no better.
             self.stop.store(true, Ordering::Relaxed);
@@ -335,6 +354,7 @@ impl Work<'_> {
 }
 
 /// Messages that were named: which of them the backup has.
+#[derive(Default)]
 struct Named {
     left: HashSet<Guid>,
 }
@@ -342,10 +362,12 @@ struct Named {
 impl Named {
     /// Of several backups each may lack some.
     fn new(wanted: &Wanted, is_set: bool) -> Named {
-        let guids = wanted.guids.as_ref().filter(|_| !is_set);
-        Named {
-            left: guids.cloned().unwrap_or_default(),
+        if is_set {
+            return Named::default();
         }
+        let mut left = wanted.guids.clone().unwrap_or_default();
+        left.extend(wanted.rows.values().flatten());
+        Named { left }
     }
 
     fn found(&mut self, folder: &Folder) {
@@ -357,6 +379,16 @@ impl Named {
     fn missing(&self) -> Option<String> {
         let n = self.left.len();
         (n > 0).then(|| format!("{n} of the messages named are not in this backup"))
+    }
+}
+
+impl Work<'_> {
+    /// A connection that broke after somebody wanted an end was given up for that.
+    fn judged(&self, e: Error) -> Error {
+        match e.kind() {
+            Kind::Io if self.stop.load(Ordering::Relaxed) => stopped().because(e.to_string()),
+            _ => e,
+        }
     }
 }
 

@@ -1,14 +1,12 @@
 //! From mailbox rows to folders: which are meant, which of their records, and their names at the
 //! destination.
 
-use super::super::{Folder, Item, Plan, Script};
-use super::{Into, Part, TREE, Wanted, Which};
+use super::super::{Folder, Plan, Script};
+use super::{Into, TREE, Wanted, Which};
 use crate::cyrus::dlist::Value;
-use crate::cyrus::guid::Guid;
 use crate::cyrus::mboxname::{MboxName, Namespace, inbox_of};
-use crate::cyrus::sync::Record;
 use crate::error::{Error, Kind, Result};
-use crate::store::index::{Index, MailboxRow, RecordRow};
+use crate::store::index::{Index, MailboxRow};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// What a mailbox row is about.
@@ -21,6 +19,10 @@ pub(super) struct Source {
     pub(super) deleted: Option<i64>,
     /// It is a tree that mail was brought back into, or is to be now, or below one.
     pub(super) is_copy: bool,
+    /// It is wanted as such, not only messages of it.
+    pub(super) whole: bool,
+    /// It is alive, or all that is left of a mailbox whose end is wanted.
+    pub(super) current: bool,
 }
 
 pub(super) struct Chooser<'a> {
@@ -50,6 +52,8 @@ impl Chooser<'_> {
             };
             out.push(Source {
                 is_copy: self.is_copy(&name),
+                whole: false,
+                current: deleted.is_none(),
                 name,
                 base,
                 deleted,
@@ -82,19 +86,20 @@ impl Chooser<'_> {
     /// Whether a mailbox is passed over unless it is named: what was brought back once is not brought
     /// back again from there, but where everything is as it was.
     pub(super) fn leaves_out(&self, source: &Source) -> bool {
-        let as_it_was = self.wanted.into == Into::Place && self.wanted.which == Which::Alive;
+        let w = self.wanted;
+        let as_it_was = w.into == Into::Place && w.which == Which::Alive && !w.names_messages();
         source.is_copy && !as_it_was
     }
 
-    /// Those that were named; all but copies, if none was.
-    pub(super) fn named(&self, sources: Vec<Source>) -> Result<Vec<Source>> {
-        if self.wanted.mailboxes.is_empty() {
-            let mut sources = sources;
-            sources.retain(|s| !self.leaves_out(s));
-            return Ok(sources);
+    /// Those that are wanted, wholly because they were named, or all but copies if nothing was; or
+    /// because of messages that were named.
+    pub(super) fn named(&self, mut sources: Vec<Source>) -> Result<Vec<Source>> {
+        let w = self.wanted;
+        for source in &mut sources {
+            source.whole =
+                w.mailboxes.is_empty() && !w.names_messages() && !self.leaves_out(source);
         }
-        let mut keep = vec![false; sources.len()];
-        for pick in &self.wanted.mailboxes {
+        for pick in &w.mailboxes {
             let of = |test: &dyn Fn(&Source) -> bool| -> Vec<usize> {
                 let found = sources.iter().enumerate().filter(|(_, s)| test(s));
                 found.map(|(at, _)| at).collect()
@@ -107,7 +112,7 @@ impl Chooser<'_> {
                 let below = format!("{name}.");
                 let is_copy = MboxName::parse(name, self.ns).is_ok_and(|n| self.is_copy(&n));
                 let below = |s: &Source, text: &str| {
-                    let open = self.wanted.recursive && (is_copy || !self.leaves_out(s));
+                    let open = w.recursive && (is_copy || !self.leaves_out(s));
                     open && text.starts_with(&below)
                 };
                 found = of(&|s| {
@@ -119,51 +124,46 @@ impl Chooser<'_> {
                 let what = format!("{}: no mailbox", pick.typed);
                 return Err(Error::new(Kind::NotFound, what));
             }
-            found.into_iter().for_each(|at| keep[at] = true);
+            found.into_iter().for_each(|at| sources[at].whole = true);
         }
-        let kept = sources.into_iter().zip(keep).filter(|(_, keep)| *keep);
-        Ok(kept.map(|(source, _)| source).collect())
+        sources.retain(|s| {
+            let guids = w.guids.as_ref().is_some_and(|set| !set.is_empty());
+            let of_messages = guids && !self.leaves_out(s);
+            s.whole || of_messages || w.rows.contains_key(&s.row.uniqueid)
+        });
+        Ok(sources)
     }
 
     /// Of mailboxes those that matter.
     pub(super) fn taken(&self, mut sources: Vec<Source>, gone: bool) -> Vec<Source> {
-        if self.wanted.which == Which::Alive {
+        let w = self.wanted;
+        for whole in [true, false] {
+            // Named, or all that is left of the user: its last state.
+            let dead_too = gone || (whole && !w.mailboxes.is_empty());
+            let same = |s: &&Source| s.whole == whole;
             let live: HashSet<String> = sources
                 .iter()
+                .filter(same)
                 .filter(|s| s.deleted.is_none())
                 .map(|s| s.base.clone())
                 .collect();
             let mut last: HashMap<String, (Option<i64>, i64)> = HashMap::new();
-            for s in &sources {
+            for s in sources.iter().filter(same) {
                 let best = last.entry(s.base.clone()).or_default();
                 *best = (*best).max((s.deleted, s.row.id));
             }
-            // Named, or all that is left of the user: its last state.
-            let dead_too = gone || !self.wanted.mailboxes.is_empty();
-            sources.retain(|s| {
-                let end = dead_too && !live.contains(&s.base);
-                s.deleted.is_none() || (end && last.get(&s.base) == Some(&(s.deleted, s.row.id)))
-            });
+            for s in sources.iter_mut().filter(|s| s.whole == whole) {
+                let is_last = last.get(&s.base) == Some(&(s.deleted, s.row.id));
+                s.current = s.deleted.is_none() || (dead_too && is_last && !live.contains(&s.base));
+            }
         }
-        sources.retain(|s| !s.row.intermediate || self.wanted.keep_uids);
+        let fits = |which, s: &Source| which != Which::Alive || s.current;
+        sources.retain(|s| {
+            let wanted =
+                (s.whole && fits(w.which, s)) || (w.names_messages() && fits(w.which_named, s));
+            wanted && (!s.row.intermediate || w.keep_uids)
+        });
         sources
-    }
-
-    /// Reads a folder's messages.
-    pub(super) fn fill(&self, part: &mut Part, alive: &HashSet<Guid>) -> Result<()> {
-        let folder = &mut part.folder;
-        folder.bodiless = 0;
-        for source in &part.sources {
-            let mut chosen = Chosen::default();
-            self.records(source, alive, &mut chosen)?;
-            folder.items.append(&mut chosen.items);
-            folder.tombstones.append(&mut chosen.tombstones);
-            folder.bodiless += chosen.bodiless;
-        }
-        if self.wanted.which != Which::Alive {
-            folder.items.sort_by_key(|i| i.record.uid);
-        }
-        Ok(())
     }
 
     /// What cannot be anywhere but in its place.
@@ -178,92 +178,6 @@ impl Chooser<'_> {
             return true;
         }
         false
-    }
-
-    pub(super) fn alive(&self) -> Result<HashSet<Guid>> {
-        let mut alive = HashSet::new();
-        let sources = self.sources(false)?;
-        // What lives only as a copy that was brought back is not where it was.
-        for s in sources.iter().filter(|s| s.deleted.is_none() && !s.is_copy) {
-            let epoch = Some(s.row.epoch);
-            self.index.records(s.row.id, epoch, false, &mut |r| {
-                alive.insert(r.record.guid);
-                Ok(())
-            })?;
-        }
-        Ok(alive)
-    }
-
-    fn records(&self, s: &Source, alive: &HashSet<Guid>, to: &mut Chosen) -> Result<()> {
-        let w = self.wanted;
-        let within = |t: i64| w.since.is_none_or(|x| t >= x) && w.until.is_none_or(|x| t <= x);
-        let named = |guid: &Guid| w.guids.as_ref().is_none_or(|set| set.contains(guid));
-        let (epoch, with_expunged) = match w.which {
-            Which::Alive => (Some(s.row.epoch), w.keep_uids),
-            _ => (None, true),
-        };
-        // Ever: what lives here, and where each message that does not was last.
-        let mut here = HashSet::new();
-        let mut dead: HashMap<Guid, usize> = HashMap::new();
-        self.index
-            .records(s.row.id, epoch, with_expunged, &mut |row| {
-                if !named(&row.record.guid) {
-                    return Ok(());
-                }
-                let date = row.record.internaldate as i64;
-                let lives = row.expunged.is_none();
-                match w.which {
-                    Which::Alive if !lives => {
-                        if !row.gone {
-                            let mut record = row.record;
-                            record.expunged = true;
-                            to.tombstones.push(record);
-                        }
-                        return Ok(());
-                    }
-                    Which::Alive | Which::Ever => {
-                        if !within(date) {
-                            return Ok(());
-                        }
-                    }
-                    Which::Deleted => {
-                        let time = match (row.expunged, s.deleted) {
-                            (Some(time), _) => time,
-                            (None, Some(time)) => time,
-                            (None, None) => return Ok(()),
-                        };
-                        let moved = s.deleted.is_none() && alive.contains(&row.record.guid);
-                        if !within(time) || moved {
-                            return Ok(());
-                        }
-                    }
-                }
-                let guid = row.record.guid;
-                let lives_here = lives && (w.which != Which::Deleted || s.deleted.is_some());
-                if w.which != Which::Alive {
-                    if lives_here {
-                        here.insert(guid);
-                    } else {
-                        // A later one takes its place.
-                        if let Some(at) = dead.insert(guid, to.items.len()) {
-                            to.doubled.push(at);
-                        }
-                    }
-                }
-                if row.missing && !lives {
-                    to.bodiless += 1;
-                    to.doubled.extend(dead.remove(&guid));
-                }
-                to.items.push(item(row));
-                Ok(())
-            })?;
-        for (guid, at) in dead {
-            if here.contains(&guid) {
-                to.doubled.push(at);
-            }
-        }
-        to.settle();
-        Ok(())
     }
 
     pub(super) fn folder(&self, s: &Source) -> Folder {
@@ -436,37 +350,4 @@ impl Chooser<'_> {
         }
         Ok(())
     }
-}
-
-/// What was chosen of one mailbox.
-#[derive(Default)]
-struct Chosen {
-    items: Vec<Item>,
-    tombstones: Vec<Record>,
-    bodiless: u64,
-    /// Items that another one stands for.
-    doubled: Vec<usize>,
-}
-
-impl Chosen {
-    fn settle(&mut self) {
-        let doubled: HashSet<usize> = self.doubled.drain(..).collect();
-        let mut at = 0;
-        self.items.retain(|_| {
-            at += 1;
-            !doubled.contains(&(at - 1))
-        });
-    }
-}
-
-fn item(row: RecordRow) -> Item {
-    let mut record = row.record;
-    if record.expunged {
-        record.expunged = false;
-        record.flags.retain(|f| {
-            f.as_bytes()
-                .is_none_or(|b| !b.eq_ignore_ascii_case(b"\\Deleted"))
-        });
-    }
-    Item { record }
 }

@@ -13,6 +13,7 @@
 //! lives there only is deleted all the same: so the same run twice brings nothing twice.
 
 mod chooser;
+mod records;
 
 use super::{Folder, Plan};
 use crate::cyrus::guid::Guid;
@@ -20,6 +21,7 @@ use crate::cyrus::mboxname::{MboxName, Namespace, Owner};
 use crate::error::{Error, Kind, Result};
 use crate::store::index::Index;
 use chooser::{Chooser, Source};
+use records::Known;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -107,10 +109,15 @@ pub struct Wanted {
     pub mailboxes: Vec<Pick>,
     /// With all mailboxes below them.
     pub recursive: bool,
-    /// Only these messages.
+    /// Messages, wherever they are or were; besides mailboxes that are named, instead of all if
+    /// none is.
     pub guids: Option<HashSet<Guid>>,
-    /// Which of them.
+    /// Messages of certain mailboxes, by UNIQUEID; likewise.
+    pub rows: HashMap<String, HashSet<Guid>>,
+    /// Which, of mailboxes.
     pub which: Which,
+    /// Which, of messages that are named.
+    pub which_named: Which,
     /// A user who is gone altogether comes back as it was at its end.
     pub revive: bool,
     /// Not before: by internal date, of deleted ones by the time of deletion. Seconds.
@@ -135,6 +142,13 @@ pub struct Wanted {
     pub acl: Option<String>,
 }
 
+impl Wanted {
+    /// Whether messages are named.
+    pub fn names_messages(&self) -> bool {
+        self.guids.is_some() || !self.rows.is_empty()
+    }
+}
+
 /// The plan for one backup, whose key is `key`, all of it in memory. `NotFound` if a mailbox that
 /// was named is not there.
 pub fn choose(index: &Index, key: &str, wanted: &Wanted, ns: &Namespace) -> Result<Plan> {
@@ -148,7 +162,7 @@ pub fn choose(index: &Index, key: &str, wanted: &Wanted, ns: &Namespace) -> Resu
 /// What was chosen of one backup.
 pub struct Choice<'a> {
     chooser: Chooser<'a>,
-    alive: HashSet<Guid>,
+    known: Known,
     parts: Vec<Part>,
     /// The user is gone, and comes back as he was at his end: what of his own is not mail should be
     /// taken from the last state in which he lived ([`Choice::own_of`]). Until then it is what the
@@ -205,7 +219,7 @@ impl<'a> Choice<'a> {
             // A rebuilt server still has what can be undeleted there.
             sources = chooser.sources(true)?;
         }
-        if wanted.mailboxes.is_empty() && wanted.what.mail {
+        if wanted.mailboxes.is_empty() && !wanted.names_messages() && wanted.what.mail {
             let is_out = |s: &&Source| s.deleted.is_none() && chooser.leaves_out(s);
             let out: Vec<_> = sources.iter().filter(is_out).collect();
             if let Some(first) = out.first() {
@@ -219,14 +233,10 @@ impl<'a> Choice<'a> {
         let mut acls = chooser.acls(&sources);
         sources = chooser.named(sources)?;
         let taken = chooser.taken(sources, gone);
-        let alive = match (wanted.which, &wanted.guids) {
-            // Who names messages means them.
-            (Which::Deleted, None) => chooser.alive()?,
-            _ => HashSet::new(),
-        };
+        let known = chooser.known(&taken)?;
         let mut choice = Choice {
             chooser,
-            alive,
+            known,
             parts: Vec::new(),
             is_gone: gone,
             plan,
@@ -270,7 +280,7 @@ impl<'a> Choice<'a> {
         let none = || Error::new(Kind::Internal, "no such folder");
         let part = self.parts.get_mut(at).ok_or_else(none)?;
         if !std::mem::take(&mut part.is_loaded) {
-            self.chooser.fill(part, &self.alive)?;
+            self.chooser.fill(part, &self.known)?;
         }
         let folder = &mut part.folder;
         Ok(Folder {
@@ -303,7 +313,7 @@ impl<'a> Choice<'a> {
         }
         let mut held = 0;
         for part in parts.values_mut() {
-            chooser.fill(part, &self.alive)?;
+            chooser.fill(part, &self.known)?;
             part.messages = part.folder.items.len() as u64;
             part.bytes = part.folder.items.iter().map(|i| i.record.size).sum();
             let dates = part
@@ -320,7 +330,7 @@ impl<'a> Choice<'a> {
             }
         }
         // Asked for messages, nobody wants empty mailboxes.
-        let narrow = wanted.guids.is_some()
+        let narrow = wanted.names_messages()
             || wanted.flags_only
             || wanted.since.is_some()
             || wanted.until.is_some();

@@ -101,6 +101,7 @@ impl Cyrus {
             missing.extend(unread.into_keys());
             left = later;
         }
+        self.note_limits(folder, done);
         self.csync()?.restart()
     }
 
@@ -201,6 +202,21 @@ impl Cyrus {
 
     fn shown(&self, name: &str) -> String {
         MboxName::parse(name, &self.ns).map_or(name.to_owned(), |n| n.to_admin(&self.ns))
+    }
+
+    /// Replication minds no limit; where there is one, people should know, once.
+    fn note_limits(&mut self, folder: &Folder, done: &mut Done) {
+        let covers = |root: &String| {
+            let below = folder.to.strip_prefix(root.as_str());
+            below.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let root = self.user.quotas.keys().find(|r| covers(r)).cloned();
+        if let Some(root) = root.filter(|_| done.brought > 0 && !self.is_limit_told) {
+            self.is_limit_told = true;
+            let root = self.shown(&root);
+            let note = format!("the limits of {root} are not minded over replication");
+            done.notes.push(note);
+        }
     }
 
     /// Gives a mailbox that was just made the annotations of the old one. Not in RESTORE: servers from

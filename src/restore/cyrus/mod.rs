@@ -37,6 +37,8 @@ pub struct Cyrus {
     acls: HashMap<String, String>,
     /// Those that a dry run has told of.
     planned: HashSet<String>,
+    /// That limits are not minded was said.
+    is_limit_told: bool,
 }
 
 impl Cyrus {
@@ -49,6 +51,7 @@ impl Cyrus {
             user: User::default(),
             acls: HashMap::new(),
             planned: HashSet::new(),
+            is_limit_told: false,
         }
     }
 
@@ -128,6 +131,7 @@ impl Destination for Cyrus {
         self.user = User::default();
         self.acls.clone_from(&plan.acls);
         self.planned.clear();
+        self.is_limit_told = false;
         if !plan.userid.is_empty() {
             let userid = Value::text(&plan.userid);
             let (lines, status) = self.csync()?.command("GET USER", &userid)?;

@@ -360,7 +360,13 @@ impl Destination for Append {
             }
             let login = self.login.as_ref();
             let authzid = if other { plan.userid.as_str() } else { "" };
-            let imap = Imap::connect(&self.address, login, authzid, &self.trust, self.timeouts);
+            let imap = Imap::connect(
+                &self.address,
+                login,
+                authzid,
+                &self.trust,
+                self.timeouts.clone(),
+            );
             self.imap = Some(imap.map_err(|e| match other {
                 true => e.place(format!("to act for {authzid}")),
                 false => e,
