@@ -749,6 +749,23 @@ def left_behind(to):
     expect_equal(live(to, "newa"), {n: guid(b) for n, b in enumerate(bodies, 1)}, "what is live")
 
 
+@hostile("what the old name promised is there under the new one")
+def promised(to):
+    fill(to, "oldb")
+    with Talk(to) as talk:
+        expect_equal(talk.get("USER", "oldb"), b"OK success", "GET USER")
+        gone = record(3, body(3), MODSEQ=25, FLAGS=[Atom(b"\\Expunged")])
+        expect_equal(talk.apply("MAILBOX", box("oldb", [gone], HIGHESTMODSEQ=25)), b"OK success", "expunged")
+        answers = talk.read("APPLY RESERVE", {"PARTITION": "default", "MBOXNAME": ["user.oldb"], "GUID": [guid(body(3))]})
+        expect_equal(answers, [], "what is missing")
+        names = {"OLDMBOXNAME": "user.oldb", "NEWMBOXNAME": "user.newb", "PARTITION": "default", "UIDVALIDITY": 1795439789}
+        expect_equal(talk.apply("RENAME", names), b"OK success", "RENAME")
+        # A further mailbox of the renamed user has a copy of it.
+        value = box("newb.copy", [record(1, body(3))], UNIQUEID="uniqueid-copyb", MBOXNAME="user.newb.copy")
+        expect_equal(talk.apply("MAILBOX", value), b"OK success", "MAILBOX")
+        expect_equal(talk.ask(b"EXIT"), b"OK Finished", "EXIT")
+
+
 @hostile("changes behind a GET that came before a mark are not taken for the whole mailbox")
 def marked_between(to):
     # As a sender of Cyrus 3.0 says them: without SINCE_MODSEQ.

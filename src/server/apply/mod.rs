@@ -170,7 +170,6 @@ fn reserve(held: &mut Held, value: &Value, out: &mut dyn Write) -> Result<()> {
                 .ok_or_else(|| Error::new(Kind::Protocol, "RESERVE with a bad GUID"))?,
         );
     }
-    let several = keys.len() > 1;
     let mut missing: Vec<Guid> = Vec::new();
     let mut open: Vec<Guid> = Vec::new();
     for guid in wanted {
@@ -197,10 +196,10 @@ fn reserve(held: &mut Held, value: &Value, out: &mut dyn Write) -> Result<()> {
                 Ok(found)
             })?
             .unwrap_or_default();
-        if several {
-            for guid in &found {
-                held.promised.insert(*guid, key.clone());
-            }
+        // Also of one owner alone: before a RENAME the sender names the mailboxes as we have them, and
+        // behind it the new owner's backup must have what the old one promised.
+        for guid in &found {
+            held.promised.insert(*guid, key.clone());
         }
         open.retain(|g| !found.contains(g));
     }
