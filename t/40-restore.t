@@ -340,6 +340,8 @@ def own(rig):
     text = rig.to.tool("restore", "--in-place", "--to", "unix:" + rig.cyrus.csync_socket, "olga").out
     expect("olga: script night.script: left: another one" in text, "for people too", text.splitlines())
     expect("script: 1 there already" in text, "what is there is counted", text.splitlines())
+    text = rig.to.tool("restore", "-n", "--in-place", "--as", "nele", "--to", "unix:" + rig.cyrus.csync_socket, "olga").out
+    expect("olga: quota user/nele: to bring" in text, "names as people see them", text.splitlines())
 
 
 @case("a script that is another one now is not made active, whatever was active then")

@@ -39,8 +39,8 @@ pub enum Address {
 }
 
 impl Address {
-    /// Reads `host`, `host:port`, `[v6]`, `[v6]:port`. A bare IPv6 address has no port. `Usage`
-    /// for what is none.
+    /// Reads `host`, `host:port`, `[v6]`, `[v6]:port`; the port may be the name of a service that we
+    /// speak. A bare IPv6 address has no port. `Usage` for what is none.
     pub fn parse(text: &str, default_port: u16) -> Result<Address> {
         let bad = || Error::new(Kind::Usage, format!("{text}: not a host or host:port"));
         let (host, port) = match text.strip_prefix('[') {
@@ -59,7 +59,7 @@ impl Address {
             None => (text, None),
         };
         let port = match port {
-            Some(port) => port.parse().ok().filter(|&p: &u16| p > 0).ok_or_else(bad)?,
+            Some(port) => self::port(port).ok_or_else(bad)?,
             None => default_port,
         };
         let fine = |b: u8| b.is_ascii_graphic() && !b"/?#@[]".contains(&b);
@@ -75,6 +75,15 @@ impl Address {
             Address::Tcp(host, port) => Address::Tls(host, port),
             other => other,
         }
+    }
+}
+
+fn port(text: &str) -> Option<u16> {
+    match text {
+        "imap" => Some(143),
+        "imaps" => Some(993),
+        "csync" => Some(2005),
+        _ => text.parse().ok().filter(|&p| p > 0),
     }
 }
 
@@ -366,6 +375,8 @@ mod tests {
         for (text, address) in [
             ("host", tcp("host", 7)),
             ("host:143", tcp("host", 143)),
+            ("host:csync", tcp("host", 2005)),
+            ("[::1]:imap", tcp("::1", 143)),
             ("10.0.0.1:1", tcp("10.0.0.1", 1)),
             ("::1", tcp("::1", 7)),
             ("[::1]", tcp("::1", 7)),

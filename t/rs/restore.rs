@@ -141,6 +141,9 @@ fn what_is_chosen_and_where_it_goes() {
     ] {
         assert_eq!(plan(&store, words), rows(expect), "{words:?}");
     }
+    // Nobody is gone who never had a mailbox.
+    let own = store.json(&["restore", "-n", "-j", "--in-place", "carl@x.example"]);
+    assert_eq!(own["users"][0]["notes"].as_array().unwrap().len(), 0);
     let today = plan(&store, &["anna", "Sent"]);
     assert!(today[0].1.starts_with("user.anna.RESTORED.20"), "{today:?}");
     assert!(today[0].1.ends_with(".Sent"), "{today:?}");

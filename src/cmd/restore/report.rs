@@ -148,10 +148,13 @@ impl Report {
     }
 
     /// What is not mail, for people: what is there already is only counted.
-    fn own_text(&self, user: &str, dry_run: bool, out: &mut Out) -> Result<()> {
+    fn own_text(&self, c: &Context, user: &str, dry_run: bool, out: &mut Out) -> Result<()> {
         let mut there: BTreeMap<&str, u64> = BTreeMap::new();
         for o in &self.own {
-            let name = plain(&o.name);
+            let name = match o.kind {
+                "subscription" | "quota" => plain(&c.admin_name(&o.name)),
+                _ => plain(&o.name),
+            };
             match o.became {
                 Became::There => *there.entry(o.kind).or_default() += 1,
                 Became::Brought => {
@@ -274,7 +277,7 @@ impl Report {
         for mailbox in &self.not_begun {
             out.line(format_args!("{}: not begun", name(mailbox)))?;
         }
-        self.own_text(&user, dry_run, out)?;
+        self.own_text(c, &user, dry_run, out)?;
         for what in &self.failures() {
             out.line(format_args!("{user}: failed: {}", plain(what)))?;
         }

@@ -215,6 +215,7 @@ impl<'a> Choice<'a> {
         let mut sources = chooser.sources(false)?;
         // A user that is gone is taken as it was at its end.
         let gone = wanted.revive && sources.iter().all(|s| s.deleted.is_some());
+        let was_there = !sources.is_empty();
         if wanted.keep_uids && !gone {
             // A rebuilt server still has what can be undeleted there.
             sources = chooser.sources(true)?;
@@ -238,7 +239,7 @@ impl<'a> Choice<'a> {
             chooser,
             known,
             parts: Vec::new(),
-            is_gone: gone,
+            is_gone: gone && was_there,
             plan,
         };
         if wanted.what.mail {
