@@ -53,6 +53,9 @@ fn attempt(
     reading: Reading,
 ) -> Result<Report> {
     let reader = opened(path, key, policy, times, reading)?;
+    // Whoever asked may have looked it up before it was renamed: the log says whose it is.
+    let own = reader.index().meta_text("key")?;
+    let key = own.as_deref().unwrap_or(key);
     let survey = Survey::make(&reader, policy, times, reading)?;
     if survey.report.outcome != Outcome::Done || policy.dry_run {
         return Ok(survey.report);
@@ -163,6 +166,14 @@ fn make(
     backup.seal()?;
     if backup.index().meta_text("generation")? != was {
         return Err(replaced(path));
+    }
+    if backup
+        .index()
+        .meta_text("key")?
+        .is_some_and(|now| now != key)
+    {
+        let what = "the backup was renamed meanwhile";
+        return Err(Error::new(Kind::Locked, what).at(path));
     }
     let later = backup.index().chunks_after(done)?;
     making.tail(&old, backup.index(), &later, done, times)?;
