@@ -128,17 +128,24 @@ class Tools:
             expect(not thread.is_alive(), "a tool that does not end")
 
     def strange(self):
-        """What did not end as it should: 0, nothing there (yet), locked, or killed. A verify that
-        met a log whose writer was killed just then, and calls that damage, is told; what counts
-        is that all is well once the daemon is back, which is asked for next."""
-        for words, code, said in self.ended:
-            if words[0] == "verify" and code == 65:
-                tap.complain("SEED=%d: %s beside a kill: %s" % (SEED, " ".join(words), said.strip()))
+        """What did not end as it should: 0, nothing there (yet), locked, or killed. One false
+        alarm is known and not understood: a verify beside a kill that finds nothing but a chunk
+        "only in the index". It is told; that all is well in truth is asked for next."""
+        alarm = [(words, said) for words, code, said in self.ended if words[0] == "verify" and code == 65]
+        alarm = [(words, said) for words, said in alarm if self.only_a_chunk(said)]
+        for words, said in alarm:
+            tap.complain("SEED=%d: %s beside a kill: %s" % (SEED, " ".join(words), said.strip()))
         return [
             "%s: status %s: %s" % (" ".join(words), code, said.strip())
             for words, code, said in self.ended
-            if code not in (0, 1, 66, 75, -signal.SIGKILL) and not (words[0] == "verify" and code == 65)
+            if code not in (0, 1, 66, 75, -signal.SIGKILL)
+            and (words, said) not in alarm
         ]
+
+    @staticmethod
+    def only_a_chunk(said):
+        found = [line for line in said.splitlines() if ": damaged: " in line or "lost" in line]
+        return bool(found) and all(re.search(r": damaged: index and log differ: chunk \d+: only in the index$", line) for line in found)
 
 
 def sealed(path):
@@ -364,7 +371,9 @@ def again(loop):
     try:
         loop.rig.whole(*loop.traffic.users)
     except Failed as why:
-        # A mailbox may be in doubt; the next sync must bring it.
+        # Seen once and not understood: a mailbox is in doubt. The next sync must bring it.
+        if "answers to GET" not in str(why):
+            raise
         tap.complain("SEED=%d: after reindex: %s %s; %s" % (SEED, why, why.lines[:5], done))
         loop.rig.sync("-u", *loop.traffic.users)
         loop.rig.whole(*loop.traffic.users)
