@@ -195,13 +195,15 @@ impl Index {
             .map_err(|e| Error::io("cannot sync", e).at(&path))
     }
 
-    /// Writes all of it into a new file, which takes the place of what lies there.
+    /// Writes all of it into a new file, which takes the place of what lies there and is synced.
     pub fn copy_to(&self, path: &Path) -> Result<()> {
         remove(path)?;
         self.conn
             .execute("VACUUM INTO ?1", [path.to_string_lossy()])
-            .map(|_| ())
-            .map_err(|e| self.error(e))
+            .map_err(|e| self.error(e))?;
+        std::fs::File::open(path)
+            .and_then(|file| file.sync_all())
+            .map_err(|e| Error::io("cannot sync", e).at(path))
     }
 
     /// Opens for writing. `NeedsReindex` if it is missing, foreign, or of an unknown version.
