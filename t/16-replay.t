@@ -99,6 +99,19 @@ def play(to, path):
     return out
 
 
+def made_anew(to):
+    """Mailboxes in doubt behind `reindex` that were not before."""
+
+    def marks():
+        return {user: to.json("show", user, "marks")["marks"] for user in to.data_files()}
+
+    before = marks()
+    done = to.tool("reindex", "-A", "-w")
+    expect_equal(done.code, 0, "reindex: %s" % done)
+    after = marks()
+    return ["%s: %s before reindex, now %s" % (u, before[u], after[u]) for u in before if before[u] != after[u]]
+
+
 def register(version, story):
     @case(
         "%s: %s" % (version, " ".join(story)),
@@ -112,6 +125,8 @@ def register(version, story):
         try:
             for name in names:
                 out += play(to, name)
+            if to.kind == "ours":
+                out += made_anew(to)
         finally:
             to.stop()
         expect_none([line for text in out for line in text.split("\n")], "refusals")

@@ -304,4 +304,64 @@ def one_user(faults):
     faults.tidy("one user")
 
 
+@case("a reader is held up between opening an index and reading it: no other's writes are taken for its")
+def held_up(faults):
+    faults.news()
+    faults.sync("anna")
+    data = faults.to.data_file("anna")
+    index = data + ".index"
+
+    def start(words, inject):
+        """A tool that is held up at one call."""
+        argv = sandbox.as_cyrus([faults.to.path, "-C", faults.to.conf] + words)
+        trace = ["strace", "-f", "-qq", "-o", faults.to.dir + "/log/strace-" + words[0]] + inject
+        return subprocess.Popen(trace + argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def ended(tool, words):
+        said, _ = tool.communicate(timeout=60)
+        expect(tool.returncode == 0, words[0], [said.decode()])
+        with open(faults.to.dir + "/log/strace-" + words[0]) as file:
+            expect("(DELAYED)" in file.read(), words[0] + " was not held up")
+
+    done = faults.to.tool("compact", "--force", "anna")
+    expect(done.code == 0, "compact", [str(done)])
+    faults.news()
+    faults.sync("anna")
+    # The new log is in place and the new index is not: a reader opens the old one.
+    before = os.stat(data).st_ino
+    compact, verify = ["compact", "--force", "anna"], ["verify", "anna"]
+    writer = start(compact, ["-P", index, "-e", "inject=unlink:delay_enter=4000000:when=1"])
+    wait_for(lambda: os.stat(data).st_ino != before, 10, "the new log")
+    reader = start(verify, ["-P", index + "-wal", "-e", "inject=openat:delay_enter=9000000:when=1"])
+    wait_for(lambda: "verify" in openers(index), 5, "the reader that was held up")
+    ended(writer, compact)
+    # Now there is the new one, and it gets a write-ahead log under the same name.
+    wire = faults.to.csync()
+    try:
+        wire.command("GET USER", "anna")
+        for turn in range(4):
+            wire.command("APPLY UNSUB" if turn % 2 else "APPLY SUB", {"USERID": "anna", "MBOXNAME": "user.anna.X"})
+        expect("verify" in openers(index + " (deleted)"), "the reader does not have the old index any more")
+        ended(reader, verify)
+    finally:
+        wire.close()
+        reader.kill()
+        writer.kill()
+
+
+def openers(path):
+    """Commands of the program under test that have a file open."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open("/proc/%s/cmdline" % pid) as line:
+                words = line.read().split("\0")
+            files = [os.readlink("/proc/%s/fd/%s" % (pid, fd)) for fd in os.listdir("/proc/%s/fd" % pid)]
+        except OSError:
+            continue
+        if path in files:
+            found += [word for word in words[1:] if word in ("serve", "verify")][:1]
+    return found
+
+
 tap.run(Faults, Faults.close, time_limit=600 if not FULL else 7200)

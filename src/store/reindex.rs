@@ -328,6 +328,7 @@ fn member<'f>(
                 if let Some(next) = next {
                     out.refused += 1;
                     lines.complete = None;
+                    lines.differs = None;
                     out.damage.push((offset, what));
                     parser = next;
                     ends_good = true;

@@ -3,12 +3,15 @@
 use crate::history::{Dice, Life, picture, rows};
 use crate::store::{Dir, SETTINGS};
 use cyr_backup::cyrus::config::retention::{Retention, UserRetention};
+use cyr_backup::cyrus::dlist::Value;
 use cyr_backup::cyrus::guid::Guid;
 use cyr_backup::cyrus::mboxname::Namespace;
+use cyr_backup::store::backup::Backup;
 use cyr_backup::store::compact::need::Times;
 use cyr_backup::store::compact::{Outcome, Policy, Report, compact, new_path};
 use cyr_backup::store::index::path_of;
-use cyr_backup::store::lock::Wait;
+use cyr_backup::store::line::Line;
+use cyr_backup::store::lock::{Create, Wait};
 use cyr_backup::store::past;
 use cyr_backup::store::reader::{Reader, Stale};
 use cyr_backup::store::verify::{Depth, verify};
@@ -253,6 +256,53 @@ fn readers_never_see_a_mix() {
         for _ in 0..many {
             let report = run(&dir, &forced(), &always(), now);
             assert_eq!(report.outcome, Outcome::Done);
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert!(looks.into_inner() >= many / 4);
+}
+
+/// A reader must not take what the next writer says for the index that was there before.
+/// COMPACT_SWITCHES=1000 for the long form.
+#[test]
+fn readers_never_see_a_mix_while_others_write() {
+    let many = std::env::var("COMPACT_SWITCHES");
+    let many: u32 = many.map_or(60, |n| n.parse().unwrap());
+    let dir = Dir::new();
+    let now = lived(&dir, 6, 60);
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let looks = std::sync::atomic::AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let (dir, over, looks) = (&dir, &over, &looks);
+            scope.spawn(move || {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    let proof = verify(&dir.data(), Depth::Full, &dir.0);
+                    let found = proof.map(|proof| proof.findings);
+                    if !found.as_ref().is_ok_and(Vec::is_empty) {
+                        // Whoever compacts would go on for ever.
+                        over.store(true, std::sync::atomic::Ordering::Relaxed);
+                    }
+                    assert_eq!(found.unwrap(), []);
+                    looks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+            });
+        }
+        for n in 0..many {
+            if over.load(std::sync::atomic::Ordering::Relaxed) {
+                break;
+            }
+            run(&dir, &forced(), &always(), now);
+            let open = Backup::open(&dir.data(), "anna", policy().wait, Create::No, SETTINGS);
+            let mut backup = open.unwrap();
+            for turn in 0..6 {
+                let name = Value::kv([("MBOXNAME", Value::text(format!("user.anna.{n}")))]);
+                let line = Line::new(["SUB", "UNSUB"][turn % 2], &name);
+                backup.append(&[line], Timestamp(now)).unwrap();
+                if turn == 3 {
+                    backup.seal().unwrap();
+                }
+            }
         }
         over.store(true, std::sync::atomic::Ordering::Relaxed);
     });

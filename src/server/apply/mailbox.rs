@@ -301,6 +301,7 @@ pub(super) fn enter(
     let uniqueid = stated.head.uniqueid()?.to_owned();
     let mboxname = stated.head.mboxname()?.to_owned();
     let mut epoch = complete;
+    let mut differs = false;
     let mut wanted = stated.wanted.clone();
     held.gather(key, &wanted)?;
     for _ in 0..4 {
@@ -322,6 +323,10 @@ pub(super) fn enter(
                 ]),
             ));
         }
+        if differs {
+            let fact = Value::kv([("UNIQUEID", Value::text(&uniqueid))]);
+            before.push(Line::private("DIFFERS", fact));
+        }
         let entered = backup.mailbox(&before, &stated.spool, stated.has_literal, time::now())?;
         let outcome = match entered {
             MailboxResult::Entered(outcome) => outcome,
@@ -342,6 +347,11 @@ pub(super) fn enter(
                 held.evict(key)?;
                 wanted = referred(held, &stated)?;
                 epoch = epoch.map(|e| e + 1);
+            }
+            Verdict::Differs => {
+                held.evict(key)?;
+                wanted = referred(held, &stated)?;
+                differs = true;
             }
             Verdict::Doubt(level, why) => {
                 return Err(resync(held, key, &uniqueid, &mboxname, level, &why));
@@ -366,6 +376,8 @@ fn referred(held: &Held, stated: &Stated) -> Result<HashSet<Guid>> {
 enum Verdict {
     Good,
     NewEpoch,
+    /// Good, if the log says that the sums differ.
+    Differs,
     Doubt(i64, String),
 }
 
@@ -402,8 +414,11 @@ fn judge(
     if !outcome.agrees {
         if complete {
             log::warn!("checksum of a complete state differs user=<{key}> mailbox=<{mboxname}>");
-        } else if !outcome.unreliable && !agrees_as_before(held, stated, outcome)? {
-            return Ok(Verdict::Doubt(1, "checksum differs".into()));
+        } else if !outcome.unreliable {
+            return Ok(match agrees_as_before(held, stated, outcome)? {
+                true => Verdict::Differs,
+                false => Verdict::Doubt(1, "checksum differs".into()),
+            });
         }
     } else if !complete {
         let index = held.get(key)?.index();

@@ -18,6 +18,8 @@ use std::io::BufRead;
 pub struct Lines {
     /// A COMPLETE fact that waits for its MAILBOX line: uniqueid and epoch.
     pub complete: Option<(String, i64)>,
+    /// A DIFFERS fact that waits for its MAILBOX line: uniqueid.
+    pub differs: Option<String>,
     /// Bodies at or behind this (chunk, offset) wait for a reference.
     pub waiting: Option<(i64, u64)>,
     /// True time less printed time, in seconds, as the last CLOCK fact of the chunk said.
@@ -39,7 +41,7 @@ pub struct Lines {
 impl Lines {
     /// Whether the last line says something only together with the next one.
     pub fn is_waiting(&self) -> bool {
-        self.complete.is_some() || self.stated.is_some()
+        self.complete.is_some() || self.stated.is_some() || self.differs.is_some()
     }
 }
 
@@ -210,7 +212,12 @@ fn start<'a>(
         (Some((id, epoch)), _) if id == uniqueid => Mode::Complete(epoch),
         _ => Mode::Changes,
     };
-    index.begin_mailbox(head.clone(), mode, time, position, lines.waiting)
+    let differs = lines.differs.take().is_some_and(|id| id == uniqueid);
+    let mut apply = index.begin_mailbox(head.clone(), mode, time, position, lines.waiting)?;
+    if differs {
+        apply.differs();
+    }
+    Ok(apply)
 }
 
 fn messages<R: BufRead>(
@@ -353,6 +360,7 @@ fn private(
         }
         b"COMPACTED" => index.set_meta("compacted", position >> 40)?,
         b"COMPLETE" => lines.complete = Some((text(fact, "UNIQUEID")?, level("EPOCH"))),
+        b"DIFFERS" => lines.differs = Some(text(fact, "UNIQUEID")?),
         b"RESYNC" => {
             let why = text(fact, "WHY")?;
             index.mark_resync(&text(fact, "UNIQUEID")?, level("LEVEL"), &why, time)?;

@@ -263,6 +263,11 @@ impl Index {
 }
 
 impl MailboxApply<'_> {
+    /// That the sender's sums will differ from ours is known, and says nothing.
+    pub fn differs(&mut self) {
+        self.out.unreliable = true;
+    }
+
     /// Adds a key of the head that stands behind the records.
     pub fn add_key(&mut self, key: Vec<u8>, value: Value) {
         self.head.keys.push((key, value));

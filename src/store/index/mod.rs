@@ -33,7 +33,9 @@ pub use write::Pending;
 use crate::error::{Error, Kind, Result};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use std::cell::Cell;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// An open index.
 pub struct Index {
@@ -50,6 +52,10 @@ pub struct Index {
 /// As a file that may be written to, and as one that nobody changes.
 const SHARED: &str = "mode=ro";
 const STILL: &str = "immutable=1";
+
+/// While an index is put in the place of another: asked again so often, after such a pause.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// The name of the index that belongs to a data file.
 pub fn path_of(data: &Path) -> PathBuf {
@@ -247,15 +253,31 @@ impl Index {
         Index::connect(path, path, mode, schema::SETTINGS)
     }
 
+    /// SQLite finds a write-ahead log by the index's name, and only when it is first read: if another
+    /// index was put in the place of this one in between, that would be the other's.
     fn connect(name: &Path, path: &Path, mode: OpenFlags, settings: &str) -> Result<Index> {
+        let identity = || std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+        for _ in 0..TRIES {
+            let before = identity();
+            let index = Index::connect_once(name, path, mode, settings);
+            if identity() == before {
+                return index;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        let what = "another index is put in its place time and again";
+        Err(Error::new(Kind::Db, what).at(path))
+    }
+
+    fn connect_once(name: &Path, path: &Path, mode: OpenFlags, settings: &str) -> Result<Index> {
         let mut tries = 0;
         let conn = loop {
             match Connection::open_with_flags(name, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX) {
                 Ok(conn) => break conn,
                 // While an index is put in the place of another there is none for a moment.
-                Err(_) if tries < 20 && path.try_exists().unwrap_or(false) => {
+                Err(_) if tries < TRIES && path.try_exists().unwrap_or(false) => {
                     tries += 1;
-                    std::thread::sleep(std::time::Duration::from_millis(5));
+                    std::thread::sleep(PAUSE);
                 }
                 // One that is there and cannot be opened, for want of descriptors perhaps, is no
                 // reason to make it anew.
@@ -295,7 +317,7 @@ impl Index {
 
     fn settings(&self, settings: &str) -> Result<()> {
         self.conn
-            .busy_timeout(std::time::Duration::from_secs(20))
+            .busy_timeout(Duration::from_secs(20))
             .map_err(|e| self.error(e))?;
         self.conn
             .execute_batch(settings)
