@@ -766,6 +766,22 @@ def promised(to):
         expect_equal(talk.ask(b"EXIT"), b"OK Finished", "EXIT")
 
 
+@hostile("what was promised holds though a mailbox in between is asked for as a whole")
+def promised_between(to):
+    fill(to, "lender", 4)
+    fill(to, "askerp")
+    with Talk(to) as talk:
+        names = ["user.lender", "user.askerp", "user.askerp.copy"]
+        expect_equal(talk.get("MAILBOXES", names), b"OK success", "GET MAILBOXES")
+        answers = talk.read("APPLY RESERVE", {"PARTITION": "default", "MBOXNAME": names[:2], "GUID": [guid(body(4))]})
+        expect_equal(answers, [], "what is missing")
+        expect_equal(talk.get("FULLMAILBOX", "user.askerp"), b"OK success", "GET FULLMAILBOX")
+        expect_equal(talk.get("MAILBOXES", ["user.askerp"]), b"OK success", "GET MAILBOXES of one")
+        copy = box("askerp.copy", [record(1, body(4))], UNIQUEID="uniqueid-askcopy", MBOXNAME="user.askerp.copy")
+        expect_equal(talk.apply("MAILBOX", copy), b"OK success", "MAILBOX")
+        expect_equal(talk.ask(b"EXIT"), b"OK Finished", "EXIT")
+
+
 @hostile("changes behind a GET that came before a mark are not taken for the whole mailbox")
 def marked_between(to):
     # As a sender of Cyrus 3.0 says them: without SINCE_MODSEQ.

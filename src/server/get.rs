@@ -150,7 +150,10 @@ fn mailboxes(held: &mut Held, arg: &Value, out: &mut dyn Write) -> Result<()> {
             None => by_owner.push((key, vec![name])),
         }
     }
-    named(held, by_owner.iter().map(|(k, _)| k.clone()).collect());
+    // One mailbox behind a FULLMAILBOX: the sender is in the midst of what it reserved for.
+    if names.len() != 1 || held.complete.is_empty() {
+        named(held, by_owner.iter().map(|(k, _)| k.clone()).collect());
+    }
     // One that is on its way to another owner is told once.
     let mut told = HashSet::new();
     for (key, names) in by_owner {
