@@ -197,6 +197,11 @@ def lives(rig):
     expect({"created", "renamed", "changed", "arrived", "flags", "expunged"} <= set(words), "of a mailbox", [str(words)])
     changed = [e for e in box if e["event"] == "changed"][0]["keys"]
     expect("bert\tlr" in changed["ACL"]["new"] and "bert" not in changed["ACL"]["old"], "its ACL", [str(changed)])
+    former = rig.to.json("history", "anna", "Sent")["events"]
+    expect_equal(former, box, "by the name it had before")
+    for words in (["messages", "anna", "Sent"], ["show", "anna", "Sent"]):
+        done = rig.to.tool(*words)
+        expect(done.code == 1 and "Sent: no mailbox any more, it is user/anna/Out since " in done.err, words[0], [str(done)])
     one = rig.to.json("history", "anna", "INBOX", "--uid", "3")["events"]
     # Its last flag was \\Deleted.
     expect_equal([e["event"] for e in one if "uid" in e], ["arrived", "flags", "expunged"], "of a UID")

@@ -5,7 +5,7 @@
 
 use super::args::{self, no_more, usage};
 use super::diff::{flag_changes, keys_json, value_text};
-use super::mailboxes::named;
+use super::once::ever_named;
 use super::output::{Out, bytes_json, plain, plain_bytes, when};
 use super::select::{self, Select};
 use super::{Context, Job, Outcome, View};
@@ -88,7 +88,7 @@ impl Args {
             }
             return Ok(Watch::Message(guid));
         }
-        let rows = named(view, item, true, c)?;
+        let rows = ever_named(view, item, c)?;
         let ids = rows.into_iter().map(|row| row.uniqueid).collect();
         Ok(match self.uid {
             Some(uid) => Watch::Uid(ids, uid),

@@ -2,7 +2,7 @@
 //! mailboxes and UIDs. Rows go out as they are read.
 
 use super::args::{self, usage};
-use super::mailboxes::named;
+use super::once::now_named;
 use super::output::{
     Document, Out, annotations_json, bytes_json, dlist_json, plain, plain_bytes, when,
 };
@@ -148,7 +148,7 @@ impl Args {
         let mut seen = HashSet::new();
         let mut rows = Vec::new();
         for name in &self.mailboxes {
-            rows.extend(named(view, name, self.deleted, c)?);
+            rows.extend(now_named(view, name, self.deleted, c)?);
         }
         rows.retain(|row| seen.insert(row.id));
         Ok(rows)

@@ -24,6 +24,7 @@ pub mod mailboxes;
 pub mod messages;
 pub mod moving;
 pub mod old;
+mod once;
 pub mod output;
 pub mod parallel;
 pub mod passwd;

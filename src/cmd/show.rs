@@ -5,7 +5,8 @@
 //! shown, the document says why, and the exit status is 65.
 
 use super::args::{self, usage};
-use super::mailboxes::{Marks, mailbox_json, marks, named};
+use super::mailboxes::{Marks, mailbox_json, marks};
+use super::once::now_named;
 use super::messages::{record_head, record_json, record_line};
 use super::output::{
     Document, Out, bytes_json, dlist_json, dlist_number, plain, plain_bytes, when,
@@ -144,7 +145,7 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     let mut messages = Vec::new();
     for item in &args.items {
         match item {
-            Item::Mailbox(name) => mailboxes.extend(named(&view, name, args.deleted, c)?),
+            Item::Mailbox(name) => mailboxes.extend(now_named(&view, name, args.deleted, c)?),
             Item::Message(guid) => messages.push(show.message(*guid)?),
             _ => {}
         }

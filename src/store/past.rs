@@ -310,6 +310,7 @@ impl<'a> Walk<'a> {
                     // What the old server refused itself is no damage: no index has it.
                     self.refused += 1;
                     lines.complete = None;
+                    lines.differs = None;
                     parser = next;
                 }
             }
