@@ -6,8 +6,8 @@
 
 use super::args::{self, usage};
 use super::mailboxes::{Marks, mailbox_json, marks};
-use super::once::now_named;
 use super::messages::{record_head, record_json, record_line};
+use super::once::now_named;
 use super::output::{
     Document, Out, bytes_json, dlist_json, dlist_number, plain, plain_bytes, when,
 };

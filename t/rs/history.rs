@@ -59,6 +59,7 @@ pub struct Life<'a> {
     pub times: Vec<i64>,
     folders: Vec<Folder>,
     numbers: u32,
+    bodies: Vec<Vec<u8>>,
     backup: Option<Backup>,
 }
 
@@ -74,6 +75,7 @@ impl<'a> Life<'a> {
             times: Vec::new(),
             folders: Vec::new(),
             numbers: 0,
+            bodies: Vec::new(),
             backup: None,
         }
     }
@@ -166,11 +168,18 @@ impl<'a> Life<'a> {
                 _ => self.numbers,
             };
             let filler = "word ".repeat(self.dice.0 as usize % 300);
-            let body =
-                format!("From: a@b\r\nSubject: message {n}\r\n\r\n{n} {filler}\r\n").into_bytes();
+            let text = format!("From: a@b\r\nSubject: message {n}\r\n\r\n{n} {filler}\r\n");
+            let mut body = text.into_bytes();
+            // And now and then one that comes once more though it is there.
+            let once_more = self.dice.roll(8) == 0;
+            if once_more {
+                body = self.dice.choose(&self.bodies).cloned().unwrap_or(body);
+            }
+            self.bodies.push(body.clone());
             let (guid, now) = (Guid::of(&body), Timestamp(self.now));
             let backup = self.backup();
-            if backup.index().body(guid).unwrap().is_none() {
+            let is_pending = backup.is_pending(guid).unwrap();
+            if !is_pending && (once_more || backup.index().body(guid).unwrap().is_none()) {
                 backup
                     .body_begin(b"default", guid, body.len() as u64, now)
                     .unwrap();

@@ -107,6 +107,13 @@ impl Index {
             )
             .and_then(|mut s| s.execute([from, to]))
             .map_err(|e| self.error(e))?;
+        self.conn
+            .prepare_cached(
+                "UPDATE record SET missing = 0 WHERE missing
+                 AND guid IN (SELECT guid FROM message WHERE chunk_id = ?1)",
+            )
+            .and_then(|mut s| s.execute([to]))
+            .map_err(|e| self.error(e))?;
         Ok(())
     }
 

@@ -6,7 +6,7 @@ pub const APPLICATION_ID: i64 = 0x4379_426b;
 
 /// The schema's version, kept in the meta table: `user_version` is high, so that the old tools do
 /// not try to upgrade what they find, but they write their own number there all the same.
-pub const VERSION: i64 = 1;
+pub const VERSION: i64 = 2;
 
 /// Settings of every connection. Small caches; large transactions spill; the write-ahead log is
 /// moved into the file when it is closed, and in a long session whenever it has 16 MiB.
@@ -50,7 +50,7 @@ pub const CREATE: &str = "
     -- schema: version of these tables; generation: of the log; acknowledged: file length at the last durable point; stamp: last one
     -- printed; key: whose backup this is; created
     CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-    INSERT INTO meta VALUES ('schema', 1);
+    INSERT INTO meta VALUES ('schema', 2);
     -- length, plain_length and sha256 are NULL while the member is open
     CREATE TABLE chunk (
         id INTEGER PRIMARY KEY,
@@ -97,7 +97,7 @@ pub const CREATE: &str = "
     );
     CREATE INDEX mailbox_name ON mailbox (mboxname);
     -- expunged: when we heard of it; gone: not by a flag but by a complete state that lacked it;
-    -- missing: no body came; position: chunk << 40 | offset of the last line about it
+    -- missing: no body is there; position: chunk << 40 | offset of the last line about it
     CREATE TABLE record (
         mailbox_id INTEGER NOT NULL,
         epoch INTEGER NOT NULL,
@@ -121,6 +121,7 @@ pub const CREATE: &str = "
         position INTEGER NOT NULL,
         PRIMARY KEY (mailbox_id, epoch, uid)
     ) WITHOUT ROWID;
+    CREATE INDEX record_missing ON record (guid) WHERE missing;
     -- level 1: records are in doubt; 2: the server went back, the next state is a new epoch
     CREATE TABLE resync (
         uniqueid TEXT PRIMARY KEY, level INTEGER NOT NULL, why TEXT NOT NULL, time INTEGER NOT NULL

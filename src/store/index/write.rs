@@ -93,6 +93,11 @@ impl Index {
                 envelope.date
             ],
         )?;
+        // Records may stand before it: in a log that was compacted, or where it came at last.
+        self.exec(
+            "UPDATE record SET missing = 0 WHERE missing AND guid = ?1",
+            [&guid.0[..]],
+        )?;
         Ok(())
     }
 
