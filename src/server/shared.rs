@@ -15,6 +15,7 @@ use crate::store::index::{self, Index};
 use crate::store::lock::{Create, DataLock, Wait};
 use crate::store::orphan;
 use crate::store::reader::{self, Reader, Stale};
+use crate::sys::fs::sync_folder;
 use crate::util::time;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -186,7 +187,7 @@ impl Shared {
         }
         drop(DataLock::acquire(&next, Wait::No, Create::New)?);
         std::fs::rename(&next, path).map_err(fail)?;
-        sync_folder(path.parent().unwrap_or(path))?;
+        sync_folder(path)?;
         log::error!(
             "IOERROR: damaged backup set aside user=<{key}> filename=<{}> now=<{}> error=<{why}>",
             path.display(),
@@ -229,8 +230,8 @@ impl Shared {
             std::fs::create_dir_all(&folder)
                 .map_err(|e| Error::io("cannot make folder", e).at(&folder))?;
             // A folder is real once the one it is in is synced, and that one likewise.
+            sync_folder(&folder)?;
             sync_folder(dir)?;
-            sync_folder(dir.parent().unwrap_or(dir))?;
         }
         let path = folder.join(format!("{}_{suffix}", file_stem(key)));
         drop(DataLock::acquire(&path, Wait::No, Create::New)?);
@@ -241,11 +242,4 @@ impl Shared {
         );
         Ok(path)
     }
-}
-
-/// Makes the names in a folder durable.
-fn sync_folder(folder: &Path) -> Result<()> {
-    std::fs::File::open(folder)
-        .and_then(|f| f.sync_all())
-        .map_err(|e| Error::io("cannot sync folder", e).at(folder))
 }

@@ -22,6 +22,7 @@ use super::reader::{Reader, Stale};
 use super::recover::generation;
 use crate::cyrus::mboxname::{MboxName, Namespace};
 use crate::error::{Error, Kind, Result};
+use crate::sys::fs::sync_folder;
 use crate::util::time::Timestamp;
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -413,14 +414,6 @@ fn rename_both(from: &Path, to: &Path) -> Result<()> {
     }
     index::remove(&index)?;
     sync_folder(to)
-}
-
-/// Makes the names in the folder of a file durable.
-pub(super) fn sync_folder(path: &Path) -> Result<()> {
-    let folder = path.parent().unwrap_or(path);
-    File::open(folder)
-        .and_then(|f| f.sync_all())
-        .map_err(|e| Error::io("cannot sync folder", e).at(folder))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! The C side is Cyrus 3.6 `backup/lcb.c`, which locks the data file with `fcntl`.
 
 use crate::error::{Error, Kind, Result};
+use crate::sys::fs::sync_folder;
 use crate::sys::lock::{self, Holder, LockKind};
 use std::fs::{self, File};
 use std::io;
@@ -128,17 +129,6 @@ fn regular(file: File, path: &Path) -> Result<File> {
     } else {
         Err(Error::new(Kind::Io, "cannot open: not a regular file").at(path))
     }
-}
-
-/// A created file is real once its folder is synced.
-fn sync_folder(path: &Path) -> Result<()> {
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    File::open(folder)
-        .and_then(|f| f.sync_all())
-        .map_err(|e| Error::io("cannot sync folder", e).at(folder))
 }
 
 /// Whether `path` still names `file`.

@@ -15,12 +15,13 @@
 
 use super::backup::{Backup, Settings};
 use super::catalog::Catalog;
-use super::former::{siblings, sync_folder};
+use super::former::siblings;
 use super::index::{self, ChunkRow};
 use super::lock::{Create, DataLock, Wait};
 use super::reader::{Reader, Stale};
 use super::reindex;
 use crate::error::{Error, Kind, Result};
+use crate::sys::fs::sync_folder;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};

@@ -14,6 +14,7 @@ use super::reindex::{self, Entered, From, Known, Trailing};
 use super::shorter;
 use crate::cyrus::dlist::{Limits, Parser, Value};
 use crate::error::{Error, Kind, Result};
+use crate::sys::fs::sync_folder;
 use crate::util::hex;
 use crate::util::time::Timestamp;
 use std::cell::Cell;
@@ -703,13 +704,10 @@ fn keep_copy(file: &dyn LogFile, path: &Path) -> Result<()> {
             .mode(0o600)
             .open(&copy)?;
         std::io::copy(&mut FileReader::new(file, 0), &mut to)?;
-        to.sync_all()?;
-        match path.parent() {
-            Some(folder) => std::fs::File::open(folder)?.sync_all(),
-            None => Ok(()),
-        }
+        to.sync_all()
     };
     keep().map_err(|e| Error::io("cannot keep a copy", e).at(&copy))?;
+    sync_folder(&copy)?;
     log::warn!(
         "end of log does not read, copy kept filename=<{}> copy=<{}>",
         path.display(),

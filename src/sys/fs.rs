@@ -1,6 +1,8 @@
-//! Space on a file system, and whether anything can be written there.
+//! Space on a file system, whether anything can be written there, and making names durable.
 
+use crate::error::{Error, Result};
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
@@ -45,6 +47,17 @@ pub fn measure(path: &Path) -> io::Result<FileSystem> {
         total_kib: kib(total),
         fsid,
     })
+}
+
+/// Makes the names in the folder that a file is in durable.
+pub fn sync_folder(file: &Path) -> Result<()> {
+    let folder = match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|e| Error::io("cannot sync folder", e).at(folder))
 }
 
 /// Whether this process, as who it is now, may write to a file, or make files in a folder.

@@ -12,6 +12,7 @@
 use super::Disk;
 use super::list::{Condition, Fault, List};
 use crate::error::{Error, Kind, Result};
+use crate::sys::fs::sync_folder;
 use crate::sys::lock::{self, LockKind};
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -383,15 +384,4 @@ fn is_named(file: &File, path: &Path) -> io::Result<bool> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(e),
     }
-}
-
-/// A created or renamed file is real once its folder is synced.
-fn sync_folder(path: &Path) -> Result<()> {
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    File::open(folder)
-        .and_then(|f| f.sync_all())
-        .map_err(|e| Error::io("cannot sync folder", e).at(folder))
 }

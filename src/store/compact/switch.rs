@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::store::file::LogFile;
 use crate::store::index::{self, Index};
 use crate::store::recover::belongs;
+use crate::sys::fs::sync_folder;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -52,17 +53,6 @@ fn place_index(data: &Path, new: &Path) -> Result<()> {
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(|e| Error::io("cannot rename", e).at(from))
-}
-
-/// Makes names in a file's folder durable.
-pub(super) fn sync_folder(file: &Path) -> Result<()> {
-    let folder = match file.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    File::open(folder)
-        .and_then(|f| f.sync_all())
-        .map_err(|e| Error::io("cannot sync folder", e).at(folder))
 }
 
 /// Completes a switch that was interrupted between data and index: if an index lies beside that was

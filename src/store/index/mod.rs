@@ -31,6 +31,7 @@ pub use watch::{RowChange, Table, Watch};
 pub use write::Pending;
 
 use crate::error::{Error, Kind, Result};
+use crate::sys::fs::sync_folder;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use std::cell::Cell;
 use std::os::unix::fs::MetadataExt;
@@ -209,7 +210,8 @@ impl Index {
             .map_err(|e| self.error(e))?;
         std::fs::File::open(path)
             .and_then(|file| file.sync_all())
-            .map_err(|e| Error::io("cannot sync", e).at(path))
+            .map_err(|e| Error::io("cannot sync", e).at(path))?;
+        sync_folder(path)
     }
 
     /// Opens for writing. `NeedsReindex` if it is missing, foreign, or of an unknown version.
