@@ -95,6 +95,14 @@ fn delete(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<Done> 
 
 fn undo(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<Done> {
     let catalog = c.catalog();
+    for key in keys {
+        // A deletion that was interrupted is finished first.
+        if let Some(path) = catalog.lookup(key)? {
+            if !path.exists() {
+                former::settle(&catalog, key, &path, &c.namespace)?;
+            }
+        }
+    }
     let mut found = former::list(&catalog, None)?;
     found.retain(|f| keys.iter().any(|key| *key == f.key || *key == f.owner));
     // The last one.

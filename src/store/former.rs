@@ -225,13 +225,11 @@ pub fn settle(catalog: &Catalog, key: &str, path: &Path, ns: &Namespace) -> Resu
         {
             return Ok(None);
         }
+        rename_index(path, &to)?;
+        sync_folder(&to)?;
         let reader = Reader::open(&to, Stale::Refuse).ok();
         let id = id_of(reader.as_ref().map(Reader::index), &to, ns);
         drop(reader);
-        let left = index::path_of(path);
-        if left.exists() {
-            index::remove(&left)?;
-        }
         let former = enter(catalog, key, &id, path, &to)?;
         drop(lock);
         log::warn!(
@@ -407,13 +405,17 @@ pub(super) fn siblings(path: &Path, suffix: &str) -> Result<Vec<PathBuf>> {
 /// can be made again.
 fn rename_both(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(|e| Error::io("cannot rename", e).at(from))?;
+    rename_index(from, to)?;
+    sync_folder(to)
+}
+
+fn rename_index(from: &Path, to: &Path) -> Result<()> {
     let (index, new) = (index::path_of(from), index::path_of(to));
     let wal = fs::metadata(with(&index, "-wal")).map_or(0, |m| m.len());
     if wal == 0 && index.exists() {
         fs::rename(&index, &new).map_err(|e| Error::io("cannot rename", e).at(&index))?;
     }
-    index::remove(&index)?;
-    sync_folder(to)
+    index::remove(&index)
 }
 
 #[cfg(test)]
