@@ -5,6 +5,7 @@
 //! back, but can be looked at under its key.
 
 use super::args::{self, usage};
+use super::erase::{lying_about, names};
 use super::output::{Out, plain, when};
 use super::select::{self, Select};
 use super::{Context, Job, Outcome};
@@ -15,6 +16,7 @@ use crate::store::lock::Wait;
 use crate::util::time::now;
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
+use std::path::PathBuf;
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,8 +73,9 @@ impl Args {
 /// What became of one backup.
 enum Done {
     Deleted(Former),
-    Back(Former, std::path::PathBuf),
-    Removed(Former, Removed),
+    Back(Former, PathBuf),
+    /// And what may be of the owner still.
+    Removed(Former, Removed, Vec<PathBuf>),
     Failed(String, Error),
 }
 
@@ -131,7 +134,12 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
             let grace = c.config.backup_delete_grace();
             former::expire(&c.catalog(), grace, now(), &mut |former, done| {
                 told.push(match done {
-                    Ok(removed) => Done::Removed(former.clone(), removed),
+                    Ok(removed) => {
+                        let known = std::slice::from_ref(&former.path);
+                        let left = lying_about(c, &former.owner, known)?;
+                        let left = left.into_iter().flat_map(|log| log.files).collect();
+                        Done::Removed(former.clone(), removed, left)
+                    }
                     Err(e) => Done::Failed(former.key.clone(), e),
                 });
                 Ok(())
@@ -182,12 +190,13 @@ fn as_json(done: &Done, c: &Context) -> Value {
             "key": former.owner,
             "path": path.to_string_lossy(),
         }),
-        Done::Removed(former, removed) => json!({
+        Done::Removed(former, removed, left) => json!({
             "userid": former.owner,
             "status": "removed",
             "key": former.key,
             "files": removed.files.len(),
             "bytes": removed.bytes,
+            "left": names(left),
         }),
         Done::Failed(name, e) => {
             json!({ "userid": name, "status": "failed", "error": e.to_string() })
@@ -208,12 +217,18 @@ fn as_text(done: &Done, c: &Context, out: &mut Out) -> Result<()> {
             plain(&former.owner),
             plain(&path.display().to_string())
         )),
-        Done::Removed(former, removed) => out.line(format_args!(
-            "{}: removed: {} files, {} bytes",
-            plain(&former.key),
-            removed.files.len(),
-            removed.bytes
-        )),
+        Done::Removed(former, removed, left) => {
+            out.line(format_args!(
+                "{}: removed: {} files, {} bytes",
+                plain(&former.key),
+                removed.files.len(),
+                removed.bytes
+            ))?;
+            left.iter().try_for_each(|file| {
+                let file = file.display().to_string();
+                out.line(format_args!("without an entry: {}", plain(&file)))
+            })
+        }
         Done::Failed(..) => Ok(()),
     }
 }
