@@ -118,7 +118,7 @@ impl Work<'_> {
             return Ok(Did::Still);
         }
         let (userid, domain) = whose(&key);
-        let retention = self.retention.of(userid, domain);
+        let retention = self.retention.of(userid, domain, &self.c.namespace);
         let times = Times {
             retention: &retention,
             namespace: &self.c.namespace,
@@ -164,8 +164,9 @@ impl Work<'_> {
     }
 }
 
-/// Userid and domain of a key.
+/// Userid and domain of a key; of a deleted backup those of its owner.
 pub(super) fn whose(key: &str) -> (Option<&str>, Option<&str>) {
+    let key = former::owner_of(key).unwrap_or(key);
     match key.strip_prefix("%SHARED/") {
         Some(rest) => (None, rest.split('/').next().filter(|d| !d.is_empty())),
         None if key.starts_with('%') => (None, None),
@@ -328,7 +329,7 @@ mod tests {
         assert_eq!(whose("a@b.c"), (Some("a@b.c"), Some("b.c")));
         assert_eq!(whose("%SHARED//team"), (None, None));
         assert_eq!(whose("%SHARED/b.c/team"), (None, Some("b.c")));
-        assert_eq!(whose("%FORMER/anna/u1"), (None, None));
+        assert_eq!(whose("%FORMER/anna/u1"), (Some("anna"), None));
     }
 
     #[test]

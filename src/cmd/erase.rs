@@ -121,7 +121,7 @@ fn messages(args: &Args, c: &Context) -> Result<Gone> {
     }
     let (userid, domain) = whose(&key);
     let (retention, always) = (
-        c.config.retention().of(userid, domain),
+        c.config.retention().of(userid, domain, &c.namespace),
         UserRetention::always(None),
     );
     let now = now();
