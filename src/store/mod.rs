@@ -4,6 +4,7 @@
 pub mod ahead;
 pub mod backup;
 pub mod catalog;
+pub mod clock;
 pub mod compact;
 pub mod compacted;
 pub mod diff;
