@@ -169,4 +169,69 @@ def erased(rig):
     rig.whole("dora")
 
 
+def note(rig, key, value):
+    """Writes one of the notes that compact keeps."""
+    db = rig.to.tree + "/conf/backups.db.compacted"
+    words = ["/usr/lib/cyrus/bin/cyr_dbtool", "-C", rig.to.conf, "-n", db, "twoskip"]
+    run_command(words + ["set", key, value])
+    expect(value in run_command(words + ["get", key]).out, "the note %s is there" % key)
+
+
+DAY = 86400
+
+
+@case("a run that is late by two days is a run, also where no mail came")
+def late(rig):
+    made(rig, "ella")
+    asked(rig, "compact", "-A")
+    before = time.time() - 2 * DAY
+    for user in rig.to.json("list")["backups"]:
+        os.utime(user["path"], (before, before))
+    os.unlink(rig.to.tree + "/conf/backups.db.compacted")
+    note(rig, "%RAN", "%d 0 - -" % before)
+    asked(rig, "compact", "-A")
+
+
+@case("a clock that has jumped is refused once, whatever came by it, and then believed")
+def jumped(rig):
+    made(rig, "eric")
+    asked(rig, "compact", "-A")
+    asked(rig, "delete", "ella")
+    now = int(time.time())
+    ran = now - 10 * DAY
+    note(rig, "%RAN", str(ran))
+    made(rig, "evan")
+    for words in (["-A"], ["eric"], ["-A", "--force"], ["--force", "eric"]):
+        said = asked(rig, "compact", *words, code=77)
+        expect("10 days ahead" in said and "--clock-is-right" in said, "it says what to do", [said])
+        expect("--force" not in said, "it does not tell to force", [said])
+    said = asked(rig, "delete", "--expired", code=77)
+    said = asked(rig, "compact", "-n", "eric")
+    expect("10 days ahead" in said and "eric: " in said, "a dry run warns", [said])
+    # An hour later: not yet. Thirteen: the clock has gone on.
+    note(rig, "%CLOCK", "%d %d 1" % (now - 3600, ran))
+    asked(rig, "compact", "-A", code=77)
+    note(rig, "%CLOCK", "%d %d 1" % (now - 13 * 3600, ran))
+    asked(rig, "compact", "-A")
+    asked(rig, "compact", "-A")
+    # What was noted before the last run counts no more.
+    note(rig, "%RAN", str(ran + 1))
+    asked(rig, "compact", "-A", code=77)
+    asked(rig, "delete", "--expired", "--clock-is-right")
+    asked(rig, "compact", "-A")
+
+
+@case("where nothing expires no clock is in the way")
+def forever(rig):
+    rig.to.write_conf(backup_retention="0", backup_retention_for="eric=forever")
+    try:
+        note(rig, "%RAN", str(int(time.time()) - 10 * DAY))
+        said = asked(rig, "compact", "-A")
+        expect("no deleted backup is removed" in said, "but for deleted backups", [said])
+    finally:
+        del rig.to.lines["backup_retention_for"]
+        rig.to.write_conf(backup_retention="1s")
+    asked(rig, "compact", "-A", "--clock-is-right")
+
+
 run(setup, Rig.close)

@@ -6,11 +6,14 @@
 //! there is nothing to do, 1 if a backup was held by somebody else or failed, 65 if a log does not
 //! read.
 
+mod tell;
+
 use super::args;
-use super::output::{Out, plain};
+use super::clock::{self, Look};
+use super::output::Out;
 use super::parallel::in_order;
 use super::select::{self, Chosen, Select};
-use super::{Context, IDENT, Job, Outcome, status};
+use super::{Context, IDENT, Job, Outcome, say, status};
 use crate::cyrus::config::options::Opt;
 use crate::cyrus::config::retention::Retention;
 use crate::cyrus::syslog;
@@ -23,15 +26,10 @@ use crate::store::lock::Wait;
 use crate::sys::priority;
 use crate::util::time::{Timestamp, now};
 use getopts::{Matches, Options};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::{HashMap, HashSet};
-use std::time::{Duration, Instant, UNIX_EPOCH};
-
-/// A clock that is ahead of everything known by more than this may be wrong, in seconds.
-const AHEAD: i64 = 86_400;
-
-/// Where the last run over all backups is remembered; no owner is called so.
-const RAN: &str = "%RAN";
+use std::time::{Duration, Instant};
+use tell::{Sums, as_json, as_text, held};
 
 /// What was typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +39,7 @@ pub struct Args {
     wait: bool,
     force: bool,
     dry_run: bool,
+    clock_is_right: bool,
     json: bool,
     jobs: usize,
     max_time: Option<Duration>,
@@ -54,6 +53,7 @@ pub fn options() -> Options {
     o.optflag("F", "force", "all that can be done, in spite of the brake");
     o.optflag("n", "dry-run", "say what would be done");
     o.optflag("w", "", "wait for backups that are locked");
+    clock::option(&mut o);
     args::jobs(&mut o);
     args::max_time(&mut o);
     o
@@ -73,10 +73,19 @@ impl Args {
             wait: m.opt_present("w"),
             force: m.opt_present("F"),
             dry_run: m.opt_present("n"),
+            clock_is_right: m.opt_present(clock::OPTION),
             json: m.opt_present("j"),
             jobs: args::jobs_of(m)?,
             max_time: args::max_time_of(m)?,
         })
+    }
+
+    fn look(&self) -> Look {
+        match (self.dry_run, self.clock_is_right) {
+            (true, _) => Look::Dry,
+            (false, true) => Look::Right,
+            (false, false) => Look::Real,
+        }
     }
 }
 
@@ -109,7 +118,7 @@ impl Work<'_> {
             return Ok(Did::Still);
         }
         let (userid, domain) = whose(&key);
-        let retention = self.retention.of(userid, domain);
+        let retention = self.retention.of(userid, domain, &self.c.namespace);
         let times = Times {
             retention: &retention,
             namespace: &self.c.namespace,
@@ -155,8 +164,9 @@ impl Work<'_> {
     }
 }
 
-/// Userid and domain of a key.
+/// Userid and domain of a key; of a deleted backup those of its owner.
 pub(super) fn whose(key: &str) -> (Option<&str>, Option<&str>) {
+    let key = former::owner_of(key).unwrap_or(key);
     match key.strip_prefix("%SHARED/") {
         Some(rest) => (None, rest.split('/').next().filter(|d| !d.is_empty())),
         None if key.starts_with('%') => (None, None),
@@ -186,59 +196,6 @@ pub(super) fn policy(c: &Context, jobs: usize, force: bool, wait: bool) -> Polic
     }
 }
 
-/// Refuses to drop anything by a clock that is ahead of all that is known.
-fn check_clock(work: &Work<'_>, chosen: &[Chosen]) -> Result<()> {
-    let Some(last) = work.seen.values().map(|seen| seen.time).max() else {
-        return Ok(());
-    };
-    let written = |chosen: &Chosen| -> Option<i64> {
-        let time = std::fs::metadata(&chosen.path).ok()?.modified().ok()?;
-        Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs() as i64)
-    };
-    let newest = chosen.iter().filter_map(written).max().unwrap_or(0);
-    let kept = work.c.config.backup_retention();
-    let limit = kept.map_or(AHEAD, |kept| (kept.as_secs() as i64 / 2).max(AHEAD));
-    let ahead = work.now.0 - newest.max(last);
-    if ahead > limit && !work.args.force {
-        let what = format!(
-            "the clock is {} days ahead of the last run and of all backups: if it is right, \
-             use --force once",
-            ahead / 86_400
-        );
-        return Err(Error::new(Kind::Denied, what));
-    }
-    Ok(())
-}
-
-/// Sums for the last line.
-#[derive(Default)]
-struct Sums {
-    done: u64,
-    nothing: u64,
-    held: u64,
-    failed: u64,
-    freed: i64,
-    expired: u64,
-}
-
-impl Sums {
-    fn add(&mut self, did: &Result<Did>) {
-        match did {
-            Err(_) => self.failed += 1,
-            Ok(Did::Still) => self.nothing += 1,
-            Ok(Did::Looked(report)) => match report.outcome {
-                Ended::Nothing => self.nothing += 1,
-                Ended::Held => self.held += 1,
-                Ended::Done => {
-                    self.done += 1;
-                    self.freed += report.bytes_before as i64 - report.bytes_after as i64;
-                    self.expired += report.expired_records;
-                }
-            },
-        }
-    }
-}
-
 fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     let began = Instant::now();
     let until = args.max_time.and_then(|t| began.checked_add(t));
@@ -262,7 +219,16 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         compacted,
         now: now(),
     };
-    check_clock(&work, &chosen)?;
+    let doubt = clock::check(c, work.now, args.look())?;
+    match &doubt {
+        Some(_) if args.dry_run && args.clock_is_right => {}
+        Some(e) if args.dry_run => say(format_args!("compact without --dry-run is refused: {e}")),
+        Some(e) if c.config.expires() => {
+            work.event(&format!("not compacted error=<{e}>"));
+            return Err(Error::new(e.kind(), e.to_string()));
+        }
+        _ => {}
+    }
     priority::lower();
     crate::store::verify::clean(&c.config.backup_staging_path());
     let last = |chosen: &Chosen| Some(work.seen.get(chosen.key.as_ref()?)?.time);
@@ -309,16 +275,7 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         })?
     };
     if args.all && !args.dry_run {
-        bury(&work)?;
-        let ran = Seen {
-            time: work.now.0,
-            bytes: 0,
-            next: None,
-            held: None,
-        };
-        if let Err(e) = work.compacted.set(RAN, &ran) {
-            log::warn!("cannot remember this run: {e}");
-        }
+        bury(&work, doubt.as_ref())?;
     }
     let left = chosen.len() - done;
     if left > 0 {
@@ -346,8 +303,12 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     })
 }
 
-/// Deleted backups whose time of grace is over go for good.
-fn bury(work: &Work<'_>) -> Result<()> {
+/// Deleted backups whose time of grace is over go for good, unless the clock is doubted.
+fn bury(work: &Work<'_>, doubt: Option<&Error>) -> Result<()> {
+    if let Some(e) = doubt {
+        log::warn!("no deleted backup is removed: {e}");
+        return Ok(());
+    }
     let grace = work.c.config.backup_delete_grace();
     former::expire(&work.c.catalog(), grace, work.now, &mut |former, done| {
         match done {
@@ -356,107 +317,6 @@ fn bury(work: &Work<'_>) -> Result<()> {
         }
         Ok(())
     })
-}
-
-fn held(report: &Report) -> String {
-    format!(
-        "{} of {} messages were deleted inside one retention period",
-        report.loss.lost, report.loss.of
-    )
-}
-
-fn as_text(
-    args: &Args,
-    chosen: &Chosen,
-    did: &Result<Did>,
-    took: Duration,
-    out: &mut Out,
-) -> Result<()> {
-    let name = plain(&chosen.name());
-    let report = match did {
-        Ok(Did::Looked(report)) => report,
-        // Of thousands only those are told in which something was done.
-        Ok(Did::Still) if args.all => return Ok(()),
-        Ok(Did::Still) => return out.line(format_args!("{name}: nothing to do")),
-        Err(_) => return Ok(()),
-    };
-    let expired = format!(
-        "expired: {} records, {} mailboxes, {} others",
-        report.expired_records, report.expired_mailboxes, report.expired_others
-    );
-    match report.outcome {
-        Ended::Nothing if args.all => Ok(()),
-        Ended::Nothing => out.line(format_args!("{name}: nothing to do ({expired})")),
-        Ended::Held => out.line(format_args!(
-            "{name}: held: {}; {expired}; if that was meant: compact --force",
-            held(report)
-        )),
-        Ended::Done if args.dry_run => out.line(format_args!(
-            "{name}: would free about {} of {} bytes ({expired}); {} chunks dropped, {} joined, \
-             {} bytes deflated anew, {} copied",
-            report.bytes_before.saturating_sub(report.bytes_after),
-            report.bytes_before,
-            report.dropped_chunks,
-            report.joined_chunks,
-            report.rewritten,
-            report.spliced,
-        )),
-        Ended::Done => out.line(format_args!(
-            "{name}: {} to {} chunks, {} to {} bytes ({expired}), {:.1} s",
-            report.chunks_before,
-            report.chunks_after,
-            report.bytes_before,
-            report.bytes_after,
-            took.as_secs_f64()
-        )),
-    }
-}
-
-fn as_json(chosen: &Chosen, did: &Result<Did>, took: Duration) -> Value {
-    let mut row = json!({"userid": chosen.key, "path": chosen.path.to_string_lossy()});
-    let Some(fields) = row.as_object_mut() else {
-        return row;
-    };
-    let mut add = |key: &str, value: Value| fields.insert(key.into(), value);
-    match did {
-        Err(e) => {
-            add("status", "failed".into());
-            add("error", e.to_string().into());
-        }
-        Ok(Did::Still) => {
-            add("status", "nothing".into());
-        }
-        Ok(Did::Looked(report)) => {
-            let status = match report.outcome {
-                Ended::Done => "done",
-                Ended::Nothing => "nothing",
-                Ended::Held => "held",
-            };
-            add("status", status.into());
-            for (key, number) in [
-                ("chunks_before", report.chunks_before),
-                ("chunks_after", report.chunks_after),
-                ("bytes_before", report.bytes_before),
-                ("bytes_after", report.bytes_after),
-                ("spliced_bytes", report.spliced),
-                ("rewritten_bytes", report.rewritten),
-                ("dropped_chunks", report.dropped_chunks),
-                ("joined_chunks", report.joined_chunks),
-                ("expired_records", report.expired_records),
-                ("expired_mailboxes", report.expired_mailboxes),
-                ("expired_others", report.expired_others),
-                ("lost_messages", report.loss.lost),
-                ("lost_of", report.loss.of),
-            ] {
-                add(key, number.into());
-            }
-            add("next", report.next.into());
-            let previous = report.previous.as_ref().map(|p| p.to_string_lossy());
-            add("previous", previous.into());
-        }
-    }
-    add("seconds", took.as_secs_f64().into());
-    row
 }
 
 #[cfg(test)]
@@ -469,7 +329,7 @@ mod tests {
         assert_eq!(whose("a@b.c"), (Some("a@b.c"), Some("b.c")));
         assert_eq!(whose("%SHARED//team"), (None, None));
         assert_eq!(whose("%SHARED/b.c/team"), (None, Some("b.c")));
-        assert_eq!(whose("%FORMER/anna/u1"), (None, None));
+        assert_eq!(whose("%FORMER/anna/u1"), (Some("anna"), None));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! back, but can be looked at under its key.
 
 use super::args::{self, usage};
+use super::clock::{self, Look};
 use super::erase::{lying_about, names};
 use super::output::{Out, plain, when};
 use super::select::{self, Select};
@@ -23,7 +24,7 @@ use std::path::PathBuf;
 enum What {
     Delete(Select),
     Undo(Select),
-    Expired,
+    Expired(Look),
 }
 
 /// What was typed.
@@ -42,6 +43,7 @@ pub fn options() -> Options {
     o.optflag("w", "", "wait for backups that are locked");
     o.optflag("", "undo", "bring back what was deleted");
     o.optflag("", "expired", "remove what was deleted long enough ago");
+    clock::option(&mut o);
     o
 }
 
@@ -53,13 +55,19 @@ pub fn job(m: &Matches) -> Result<Job> {
 
 impl Args {
     fn parse(m: &Matches) -> Result<Args> {
+        if m.opt_present(clock::OPTION) && !m.opt_present("expired") {
+            return Err(usage("--clock-is-right is for --expired"));
+        }
         let what = match (m.opt_present("undo"), m.opt_present("expired")) {
             (true, true) => return Err(usage("--undo and also --expired")),
             (true, false) => What::Undo(Select::named(m)?),
             (false, false) => What::Delete(Select::named(m)?),
             (false, true) => {
                 args::no_more(&m.free)?;
-                What::Expired
+                What::Expired(match m.opt_present(clock::OPTION) {
+                    true => Look::Right,
+                    false => Look::Real,
+                })
             }
         };
         Ok(Args {
@@ -130,9 +138,13 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
                 told.push(done.unwrap_or_else(|e| Done::Failed(name, e)));
             }
         }
-        What::Expired => {
+        What::Expired(look) => {
+            let now = now();
+            if let Some(e) = clock::check(c, now, *look)? {
+                return Err(e);
+            }
             let grace = c.config.backup_delete_grace();
-            former::expire(&c.catalog(), grace, now(), &mut |former, done| {
+            former::expire(&c.catalog(), grace, now, &mut |former, done| {
                 told.push(match done {
                     Ok(removed) => {
                         let known = std::slice::from_ref(&former.path);
@@ -248,7 +260,12 @@ mod tests {
             args(&["--undo", "anna"]).unwrap().what,
             What::Undo(_)
         ));
-        assert_eq!(args(&["--expired"]).unwrap().what, What::Expired);
+        let expired = |words: &[&str]| args(words).unwrap().what;
+        assert_eq!(expired(&["--expired"]), What::Expired(Look::Real));
+        assert_eq!(
+            expired(&["--expired", "--clock-is-right"]),
+            What::Expired(Look::Right)
+        );
         for bad in [
             &[][..],
             &["-A"],
@@ -258,6 +275,7 @@ mod tests {
             &["--undo"],
             &["--expired", "anna"],
             &["--undo", "--expired"],
+            &["--clock-is-right", "anna"],
         ] {
             assert_eq!(args(bad).unwrap_err().kind(), Kind::Usage, "{bad:?}");
         }

@@ -239,7 +239,7 @@ pub(super) fn each(
             let key = chosen.key.as_deref();
             let known = cache.as_ref().zip(key).and_then(|(c, key)| c.known(key));
             let (userid, domain) = key.map_or((None, None), whose);
-            let mine = rules.of(userid, domain);
+            let mine = rules.of(userid, domain, &c.namespace);
             let keep = |name: &str| match MboxName::parse(name, ns) {
                 Ok(name) => mine.mailbox(&name),
                 Err(_) => mine.general(),

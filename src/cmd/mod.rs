@@ -11,6 +11,7 @@
 
 pub mod args;
 pub mod chunks;
+mod clock;
 pub mod compact;
 pub mod delete;
 pub mod diff;

@@ -3,10 +3,16 @@
 //! expired since costs one look at its size, those come first that were not looked at for longest,
 //! and what the brake holds is told without opening anything.
 
+use super::clock::{Doubt, Verdict, judge};
 use super::notes::Notes;
 use crate::error::Result;
 use std::collections::HashMap;
 use std::path::Path;
+
+/// Where the last run that removed by the clock is remembered; no owner is called so.
+const RAN: &str = "%RAN";
+/// Where it is that one was refused.
+const DOUBT: &str = "%CLOCK";
 
 /// What compaction found at its last look.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +72,28 @@ impl Compacted {
         Ok(notes
             .filter_map(|(key, text)| Some((key, Seen::parse(&text)?)))
             .collect())
+    }
+
+    /// The last run that removed by the clock, in seconds since 1970.
+    pub fn ran(&self) -> Result<Option<i64>> {
+        let text = self.0.get(RAN)?;
+        Ok(text.and_then(|t| t.split(' ').next()?.parse().ok()))
+    }
+
+    /// Judges the clock by the last run.
+    pub fn judge(&self, now: i64, limit: i64) -> Result<Verdict> {
+        let doubt = self.0.get(DOUBT)?.and_then(|text| Doubt::parse(&text));
+        Ok(judge(self.ran()?, doubt, now, limit))
+    }
+
+    /// Remembers a run whose clock is believed.
+    pub fn believe(&self, now: i64) -> Result<()> {
+        self.0.set(RAN, &now.to_string())
+    }
+
+    /// Remembers one that was refused.
+    pub fn doubt(&self, doubt: &Doubt) -> Result<()> {
+        self.0.set(DOUBT, &doubt.print())
     }
 
     /// Remembers one.

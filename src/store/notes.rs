@@ -53,6 +53,16 @@ impl Notes {
         }
     }
 
+    /// One of them; none if there is no such file or it does not read.
+    pub fn get(&self, key: &str) -> Result<Option<String>> {
+        let read = Db::open(&self.path, OpenMode::Read).and_then(|mut db| db.get(key.as_bytes()));
+        match read {
+            Ok(text) => Ok(text.and_then(|t| String::from_utf8(t).ok())),
+            Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Damaged) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Writes one, in the place of the one before.
     pub fn set(&self, key: &str, text: &str) -> Result<()> {
         let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);

@@ -106,10 +106,11 @@ impl Summary {
             .map(|b| (b.id, (b.deleted, keep(&b.mboxname))))
             .collect();
         out.last_change = boxes.iter().map(|b| b.deleted.unwrap_or(b.changed)).max();
+        let late = index.lates()?;
         let mut until: HashMap<Guid, i64> = HashMap::new();
         index.each_use(&mut |mailbox, guid, expunged| {
             let (deleted, keep) = known.get(&mailbox).copied().unwrap_or((None, None));
-            let end = match went(expunged, deleted) {
+            let end = match late.at(went(expunged, deleted)) {
                 None => LIVE,
                 Some(gone) => after(gone, keep),
             };

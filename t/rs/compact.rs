@@ -1,6 +1,7 @@
 //! Compaction leaves the meaning of a backup alone.
 
 use crate::history::{Dice, Life, picture, rows};
+use crate::keep::all_expunged;
 use crate::store::{Dir, SETTINGS};
 use cyr_backup::cyrus::config::retention::{Retention, UserRetention};
 use cyr_backup::cyrus::dlist::Value;
@@ -85,7 +86,7 @@ fn history(seed: u64) {
     let kept = 60 + life.dice.roll(3) as i64 * 200;
     let rules = ["", "*:Trash=20s", "*:Trash=2000s, *:Old=10s"][life.dice.roll(3) as usize];
     let retention = Retention::parse(Some(kept), rules).unwrap();
-    let retention = retention.of(Some("anna"), None);
+    let retention = retention.of(Some("anna"), None, &Namespace::default());
     let namespace = Namespace::default();
     let mut dice = Dice(seed ^ 77);
     for round in 0..3 + dice.roll(3) {
@@ -386,6 +387,92 @@ fn the_switch_is_completed_by_who_opens_next() {
     let generation = reader.index().meta_text("generation").unwrap();
     assert_eq!(generation.as_deref(), Some(report.generation.as_str()));
     assert!(!path_of(&new_path(&dir.data())).exists());
+}
+
+#[test]
+fn what_goes_while_the_clock_is_behind_is_kept_from_when_it_was_told() {
+    let dir = Dir::new();
+    let mut all = Vec::new();
+    let mut backup = dir.open();
+    crate::store::deliver(&dir, &mut backup, &mut all, 20, 1_000_000);
+    let spool = all_expunged(&dir, &all[..8], &all[8..]);
+    backup
+        .mailbox(&[], &spool, false, Timestamp(500_000))
+        .unwrap();
+    backup.commit().unwrap();
+    let value = Value::text("user.anna");
+    backup
+        .append(&[Line::new("UNMAILBOX", &value)], Timestamp(500_100))
+        .unwrap();
+    backup.finish().unwrap();
+    let bodies = || {
+        let reader = Reader::open(&dir.data(), Stale::Refuse).unwrap();
+        let there = all
+            .iter()
+            .filter(|r| reader.body(r.1, &mut |_| Ok(())).is_ok());
+        there.count()
+    };
+    // Within retention of what was printed, over and over, also where all of it is stated anew.
+    for now in [1_000_010, 1_000_100, 1_000_149] {
+        run(&dir, &forced(), &always(), now);
+        assert_eq!(bodies(), 20, "{now}");
+    }
+    run(&dir, &forced(), &always(), 1_000_150);
+    assert_eq!(bodies(), 0);
+}
+
+#[test]
+fn what_does_not_pay_goes_in_the_end_though_nobody_looks_before() {
+    let dir = Dir::new();
+    let mut all = Vec::new();
+    let mut backup = dir.open();
+    crate::store::deliver(&dir, &mut backup, &mut all, 200, 1_000_000);
+    let spool = all_expunged(&dir, &all[..1], &all[1..]);
+    backup
+        .mailbox(&[], &spool, false, Timestamp(1_000_100))
+        .unwrap();
+    backup.commit().unwrap();
+    backup.finish().unwrap();
+    let lazy = Policy {
+        threshold: 1000,
+        ..policy()
+    };
+    let early = run(&dir, &lazy, &always(), 1_001_000);
+    let last_call = 1_000_100 + 150 + 30 * 86_400 + 1;
+    assert_eq!(
+        (early.outcome, early.next),
+        (Outcome::Nothing, Some(last_call))
+    );
+    let late = run(&dir, &lazy, &always(), last_call);
+    assert_eq!((late.outcome, late.expired_records), (Outcome::Done, 1));
+}
+
+#[test]
+fn the_brake_holds_what_was_replaced() {
+    let dir = Dir::new();
+    let mut all = Vec::new();
+    let mut backup = dir.open();
+    crate::store::deliver(&dir, &mut backup, &mut all, 20, 1_000_000);
+    crate::store::deliver(&dir, &mut backup, &mut all, 60, 2_000_000);
+    let spool = all_expunged(&dir, &all[..15], &all[15..]);
+    backup
+        .mailbox(&[], &spool, false, Timestamp(2_000_010))
+        .unwrap();
+    backup.commit().unwrap();
+    backup.finish().unwrap();
+    let braking = Policy {
+        brake: 50,
+        ..policy()
+    };
+    let held = run(&dir, &braking, &always(), 2_000_200);
+    let loss = (held.loss.lost, held.loss.of, held.loss.now);
+    assert_eq!((held.outcome, loss), (Outcome::Held, (15, 20, 15)));
+    // So many of all there is are no harm.
+    let few = Policy {
+        brake: 80,
+        ..policy()
+    };
+    assert_eq!(run(&dir, &few, &always(), 2_000_200).outcome, Outcome::Done);
 }
 
 #[test]

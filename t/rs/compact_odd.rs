@@ -113,7 +113,11 @@ fn what_went_long_ago_does_not_brake_for_ever() {
     backup.finish().unwrap();
     // One folder keeps all lines, so that records outlive their bodies.
     let retention = Retention::parse(Some(150), "anna:Keep=forever").unwrap();
-    let retention = retention.of(Some("anna"), None);
+    let retention = retention.of(
+        Some("anna"),
+        None,
+        &cyr_backup::cyrus::mboxname::Namespace::default(),
+    );
     let braking = Policy {
         brake: 50,
         ..policy()

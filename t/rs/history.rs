@@ -105,6 +105,7 @@ impl<'a> Life<'a> {
     pub fn step(&mut self) {
         match self.dice.roll(20) {
             // A clock that is put back, or forward by more than things take.
+            0 if self.dice.roll(8) == 0 => self.now -= 3000,
             0 => self.now -= 3 + self.dice.roll(40) as i64,
             1 => self.now += 100,
             _ => self.now += self.dice.roll(12) as i64,

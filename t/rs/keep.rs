@@ -37,10 +37,19 @@ fn fill(dir: &Dir, deleted: bool) -> Vec<usize> {
 }
 
 fn expunged(dir: &Dir, gone: (u32, Guid, usize), live: &[(u32, Guid, usize)]) -> Spool {
+    all_expunged(dir, &[gone], live)
+}
+
+/// A MAILBOX line that says of messages that they are expunged.
+pub fn all_expunged(dir: &Dir, gone: &[(u32, Guid, usize)], live: &[(u32, Guid, usize)]) -> Spool {
     let whole = mailbox(dir, &[], live);
     let mut text = String::new();
     std::io::Read::read_to_string(&mut whole.reader(0, whole.len()), &mut text).unwrap();
-    let record = record(gone.0, gone.1, gone.2).replace("FLAGS ()", "FLAGS (\\Expunged)");
+    let records: Vec<String> = gone
+        .iter()
+        .map(|r| record(r.0, r.1, r.2).replace("FLAGS ()", "FLAGS (\\Expunged)"))
+        .collect();
+    let record = records.join(" ");
     let mut spool = Spool::new(&dir.0, 1 << 20);
     let text = text.replace("RECORD ()", &format!("RECORD ({record})"));
     spool.append(text.as_bytes()).unwrap();

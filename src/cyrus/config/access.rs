@@ -157,6 +157,13 @@ impl Config {
         retention(self).unwrap_or_default()
     }
 
+    /// Whether anything is ever old enough to go, of whomever.
+    pub fn expires(&self) -> bool {
+        let rules = self.text(Opt::BackupRetentionFor).unwrap_or_default();
+        let mut rules = rules.split(',').map(str::trim).filter(|r| !r.is_empty());
+        self.backup_retention().is_some() || rules.any(|rule| !rule.ends_with("forever"))
+    }
+
     /// The share of a backup's messages, in percent, that no compaction drops at once unless
     /// forced; 0 is no limit.
     pub fn backup_compact_brake(&self) -> u32 {

@@ -7,14 +7,17 @@
 //!
 //! A rule is `WHO[:FOLDER]=TIME`. WHO is a userid, `@domain` or `*` (everybody); FOLDER a pattern
 //! for the mailbox below the user as an administrator sees it (`INBOX` for the INBOX itself), in
-//! which `*` stands for anything and `?` for one character, without regard to case. Rules are
+//! which `*` stands for anything and `?` for one character, without regard to case; letters that are not
+//! ASCII as people write them, or as the name has them (modified UTF-7). A userid or domain may be given
+//! with or without the default domain. Rules are
 //! separated by commas (write `?` for one in a name). The most exact rule wins: a user before a
 //! domain before everybody, and within these one with a folder before one without; the first of
 //! equals. TIME is a duration as elsewhere, a bare number days; `forever` never expires.
 #![forbid(unsafe_code)]
 
 use super::parse;
-use crate::cyrus::mboxname::MboxName;
+use crate::cyrus::mboxname::{MboxName, Namespace};
+use crate::cyrus::utf7;
 use crate::error::{Error, Kind, Result};
 
 /// Seconds; `None` is for ever.
@@ -46,8 +49,8 @@ pub struct Retention {
 pub struct UserRetention {
     /// For folders without a rule.
     general: Time,
-    /// Pattern and time, the first that fits decides.
-    folders: Vec<(String, Time)>,
+    /// Pattern, as it is compared, and time; the first that fits decides.
+    folders: Vec<(Vec<char>, Time)>,
 }
 
 impl Retention {
@@ -66,11 +69,19 @@ impl Retention {
         Ok(Retention { general, rules })
     }
 
-    /// What applies to a user, or to a shared tree (`None`) of a domain.
-    pub fn of(&self, userid: Option<&str>, domain: Option<&str>) -> UserRetention {
+    /// What applies to a user, or to a shared tree (`None`) of a domain; without one it is the default
+    /// domain's.
+    pub fn of(&self, userid: Option<&str>, domain: Option<&str>, ns: &Namespace) -> UserRetention {
+        let default = ns.defaultdomain.as_str();
+        let domain = domain.or_else(|| userid.and_then(|id| Some(id.rsplit_once('@')?.1)));
+        let domain = domain.unwrap_or(default);
+        let short = |id: &str| match id.rsplit_once('@') {
+            Some((local, domain)) if domain == default => local.to_owned(),
+            _ => id.to_owned(),
+        };
         let rank = |who: &Who| match who {
-            Who::User(id) => (Some(id.as_str()) == userid).then_some(0),
-            Who::Domain(name) => (Some(name.as_str()) == domain).then_some(1),
+            Who::User(id) => userid.is_some_and(|u| short(u) == short(id)).then_some(0),
+            Who::Domain(name) => (name == domain).then_some(1),
             Who::All => Some(2),
         };
         let mut mine: Vec<(i32, &Rule)> = self
@@ -83,7 +94,7 @@ impl Retention {
         let mut general = self.general;
         for (_, rule) in mine {
             match &rule.folder {
-                Some(pattern) => folders.push((pattern.clone(), rule.time)),
+                Some(pattern) => folders.push((plain(pattern), rule.time)),
                 None => {
                     // What is less exact than this has no more to say.
                     general = rule.time;
@@ -113,10 +124,11 @@ impl UserRetention {
             [] => "INBOX".to_owned(),
             parts => parts.join("/"),
         };
+        let path = plain(&path);
         let rule = self
             .folders
             .iter()
-            .find(|(pattern, _)| matches(pattern.as_bytes(), path.as_bytes()));
+            .find(|(pattern, _)| matches(pattern, &path));
         rule.map_or(self.general, |(_, time)| *time)
     }
 
@@ -157,18 +169,24 @@ fn rule(text: &str) -> Option<Rule> {
     Some(Rule { who, folder, time })
 }
 
-/// Whether a name fits a pattern with `*` and `?`; letters in either case.
-fn matches(pattern: &[u8], name: &[u8]) -> bool {
+/// A name or pattern as it is compared: as people write it, in small letters.
+fn plain(text: &str) -> Vec<char> {
+    let text = utf7::decode(text).unwrap_or_else(|| text.to_owned());
+    text.chars().flat_map(char::to_lowercase).collect()
+}
+
+/// Whether a name fits a pattern with `*` and `?`.
+fn matches(pattern: &[char], name: &[char]) -> bool {
     let (mut p, mut n) = (0, 0);
     // Where to go back to: behind the last star, and the name from where it stands for less.
     let mut star: Option<(usize, usize)> = None;
     while n < name.len() {
         match pattern.get(p) {
-            Some(b'*') => {
+            Some('*') => {
                 p += 1;
                 star = Some((p, n));
             }
-            Some(&c) if c == b'?' || c.eq_ignore_ascii_case(&name[n]) => {
+            Some(&c) if c == '?' || c == name[n] => {
                 p += 1;
                 n += 1;
             }
@@ -181,7 +199,7 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
             },
         }
     }
-    pattern[p..].iter().all(|c| *c == b'*')
+    pattern[p..].iter().all(|c| *c == '*')
 }
 
 #[cfg(test)]
@@ -195,8 +213,11 @@ mod tests {
         let all = Retention::parse(Some(7 * DAY), rules).unwrap();
         let ns = Namespace::default();
         let name = MboxName::parse(mailbox, &ns).unwrap();
-        let domain = userid.split_once('@').map(|(_, d)| d);
-        Some(all.of(Some(userid), domain).mailbox(&name)? / DAY)
+        let ns = Namespace {
+            defaultdomain: "home.org".into(),
+            ..ns
+        };
+        Some(all.of(Some(userid), None, &ns).mailbox(&name)? / DAY)
     }
 
     #[test]
@@ -213,6 +234,13 @@ mod tests {
         assert_eq!(days(rules, "eve@ex.org", "user.eve.Trash"), Some(90));
         assert_eq!(days("*:INBOX=2d", "bob", "user.bob"), Some(2));
         assert_eq!(days("*=3d", "bob", "user.bob"), Some(3));
+        // The default domain is meant where none is written.
+        let rules = "@home.org=5d, eve@home.org=6d, *:Trash=1d";
+        assert_eq!(days(rules, "bob", "user.bob"), Some(5));
+        assert_eq!(days(rules, "bob@ex.org", "user.bob"), Some(7));
+        assert_eq!(days(rules, "eve", "user.eve"), Some(6));
+        assert_eq!(days("eve=6d", "eve@home.org", "user.eve"), Some(6));
+        let rules = "*:Trash=1d, @ex.org=90d";
         let deleted = "DELETED.user.bob.Trash.5F000000";
         assert_eq!(days(rules, "bob", deleted), Some(1));
     }
@@ -221,14 +249,17 @@ mod tests {
     fn the_longest_counts_for_history() {
         let of = |rules| {
             let all = Retention::parse(Some(DAY), rules).unwrap();
-            all.of(Some("anna"), None).longest()
+            all.of(Some("anna"), None, &Namespace::default()).longest()
         };
         assert_eq!(of("*:Trash=1h"), Some(DAY));
         assert_eq!(of("*:Trash=2d"), Some(2 * DAY));
         assert_eq!(of("bob=9d"), Some(DAY));
         assert_eq!(of("anna:A=forever"), None);
         assert_eq!(
-            Retention::parse(None, "").unwrap().of(None, None).longest(),
+            Retention::parse(None, "")
+                .unwrap()
+                .of(None, None, &Namespace::default())
+                .longest(),
             None
         );
     }
@@ -248,6 +279,11 @@ mod tests {
     fn patterns() {
         for (pattern, name, fits) in [
             ("Trash", "TRASH", true),
+            ("Entwürfe", "ENTW&ANw-RFE", true),
+            ("Entw&APw-rfe", "Entw&APw-rfe", true),
+            ("Entw?rfe", "Entw&APw-rfe", true),
+            ("*&*", "R&-D", true),
+            ("R&D", "R&-D", true),
             ("Trash*", "Trash/a/b", true),
             ("*/Trash", "a/b/Trash", true),
             ("*/Trash", "Trash", false),
@@ -262,7 +298,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                matches(pattern.as_bytes(), name.as_bytes()),
+                matches(&plain(pattern), &plain(name)),
                 fits,
                 "{pattern} {name}"
             );

@@ -55,7 +55,16 @@ impl Making<'_> {
         if let Some(created) = old.meta_number("created")? {
             line = generation_of(id, key, created);
         }
-        self.lines(stamp, &[line])
+        let mut lines = vec![line];
+        for &(printed, first, last) in old.lates()?.rows() {
+            let fact = Value::kv([
+                ("PRINTED", Value::num(printed)),
+                ("FIRST", Value::num(first)),
+                ("LAST", Value::num(last)),
+            ]);
+            lines.push(Line::private("LATE", fact));
+        }
+        self.lines(stamp, &lines)
     }
 
     /// Writes lines as a member of their own and enters them.

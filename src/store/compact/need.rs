@@ -2,13 +2,14 @@
 //!
 //! A message is needed while a record refers to it that is alive, or that went less than the
 //! mailbox's retention ago; a record in a deleted mailbox went with it, if not before. The time
-//! that counts is that of our own receipt. Reads all records of the index.
+//! that counts is that of our own receipt, and if the clock was behind then, the later one that was
+//! printed. Reads all records of the index.
 
 use crate::cyrus::config::retention::UserRetention;
 use crate::cyrus::guid::Guid;
 use crate::cyrus::mboxname::{MboxName, Namespace};
 use crate::error::Result;
-use crate::store::index::{Index, MailboxRow};
+use crate::store::index::{Index, Late, MailboxRow};
 use crate::util::time::Timestamp;
 use std::collections::{HashMap, HashSet};
 
@@ -94,7 +95,56 @@ pub struct Loss {
     pub now: u64,
 }
 
+/// What goes within so many seconds went at once.
+const AT_ONCE: i64 = 86_400;
+
 impl Loss {
+    /// Of all that lives or went, or of what was there before a day or two on which more of it went: new
+    /// mail in the place of old does not make up for it.
+    fn of(lives: &[Life]) -> Loss {
+        let count = |from: i64, to: i64| {
+            let mut loss = Loss::default();
+            for life in lives.iter().filter(|l| l.came < from || from == i64::MIN) {
+                match life.went {
+                    Some(went) if went < from => {}
+                    went => {
+                        loss.of += 1;
+                        if went.is_some_and(|t| t < to) {
+                            loss.lost += 1;
+                            loss.now += u64::from(life.dropped);
+                        }
+                    }
+                }
+            }
+            loss
+        };
+        let worse = |a: &Loss, b: &Loss| {
+            a.now > 0 && a.of >= BRAKE_LEAST && (b.now == 0 || a.lost * b.of > b.lost * a.of)
+        };
+        let mut worst = count(i64::MIN, i64::MAX);
+        let days = lives
+            .iter()
+            .filter_map(|l| Some(l.went?.div_euclid(AT_ONCE)));
+        let mut days: Vec<i64> = days.collect();
+        days.sort_unstable();
+        // A few make no day to look at.
+        let days = days.chunk_by(|a, b| a == b);
+        let days: Vec<i64> = days
+            .filter(|d| d.len() as u64 >= BRAKE_LEAST / 2)
+            .map(|d| d[0])
+            .collect();
+        for day in days {
+            let from = day * AT_ONCE;
+            for from in [from - AT_ONCE, from] {
+                let one = count(from, from + 2 * AT_ONCE);
+                if worse(&one, &worst) {
+                    worst = one;
+                }
+            }
+        }
+        worst
+    }
+
     /// Whether more than `percent` of the messages went; 0 never brakes, and so does 100.
     pub fn brakes(&self, percent: u32) -> bool {
         percent > 0
@@ -105,79 +155,124 @@ impl Loss {
 }
 
 /// The fate of one message, over all its records.
-#[derive(Default)]
 struct Fate {
     alive: bool,
+    /// When it first came.
+    arrived: i64,
     /// The last of its records to go: when, whether it was settled, whether it is expired.
     went: i64,
     settled: bool,
     kept: bool,
 }
 
+impl Fate {
+    fn new(arrived: i64) -> Fate {
+        Fate {
+            alive: false,
+            arrived,
+            went: i64::MIN,
+            settled: false,
+            kept: false,
+        }
+    }
+}
+
+/// A message that counts for the brake: when it came, when it went, whether it would be dropped now.
+struct Life {
+    came: i64,
+    went: Option<i64>,
+    dropped: bool,
+}
+
+impl Life {
+    fn new(fate: &Fate, went: Option<i64>) -> Life {
+        Life {
+            came: fate.arrived,
+            went,
+            dropped: went.is_some() && !fate.kept,
+        }
+    }
+}
+
 /// Looks through an index.
 pub fn survey(index: &Index, times: &Times<'_>) -> Result<Need> {
     let mut need = Need::default();
     let mut fates: HashMap<Guid, Fate> = HashMap::new();
+    let late = index.lates()?;
     for mailbox in index.mailboxes(true)? {
         let edge = times.edge_of(&mailbox.mboxname);
-        mailbox_need(index, &mailbox, edge, times.now, &mut need, &mut fates)?;
+        let mut look = Look {
+            edge,
+            now: times.now,
+            late: &late,
+            need: &mut need,
+            fates: &mut fates,
+        };
+        look.mailbox(index, &mailbox)?;
     }
+    let mut lives = Vec::new();
     for (guid, fate) in fates {
         if fate.alive {
-            need.loss.of += 1;
+            lives.push(Life::new(&fate, None));
         } else if fate.settled && index.body(guid)?.is_some() {
             // What an earlier run has dropped is not lost now, though its record be kept.
-            need.loss.of += 1;
-            need.loss.lost += 1;
-            need.loss.now += u64::from(!fate.kept);
+            lives.push(Life::new(&fate, Some(fate.went)));
         }
         if fate.alive || fate.kept {
             need.messages.insert(guid);
         }
     }
-    others(index, times, &mut need)?;
+    need.loss = Loss::of(&lives);
+    others(index, times, &late, &mut need)?;
     Ok(need)
 }
 
-fn mailbox_need(
-    index: &Index,
-    mailbox: &MailboxRow,
+/// One mailbox being looked at.
+struct Look<'a> {
     edge: Option<i64>,
     now: Timestamp,
-    need: &mut Need,
-    fates: &mut HashMap<Guid, Fate>,
-) -> Result<()> {
-    if expired(mailbox.deleted, edge) {
-        need.expired_mailboxes += 1;
-        need.note(mailbox.deleted);
-    } else {
-        need.later(mailbox.deleted, edge, now);
-    }
-    // Mail that went sooner than that after it came is nobody's archive: fetched and deleted, or
-    // thrown away in time. The brake does not count it.
-    let settled = edge.map_or(i64::MAX, |edge| now.0 - edge);
-    index.keep_rows(mailbox.id, &mut |row| {
-        let fate = fates.entry(row.guid).or_default();
-        let Some(when) = went(row.expunged, mailbox.deleted) else {
-            fate.alive = true;
-            return;
-        };
-        let born = row.arrived.min(row.internaldate);
-        if when >= fate.went {
-            fate.went = when;
-            fate.settled = when - born >= settled;
-        }
-        if expired(Some(when), edge) {
-            need.expired_records += 1;
-            need.note(Some(when));
-        } else {
-            fate.kept = true;
-            need.later(Some(when), edge, now);
-        }
-    })
+    late: &'a Late,
+    need: &'a mut Need,
+    fates: &'a mut HashMap<Guid, Fate>,
 }
 
-fn others(index: &Index, times: &Times<'_>, need: &mut Need) -> Result<()> {
+impl Look<'_> {
+    fn mailbox(&mut self, index: &Index, mailbox: &MailboxRow) -> Result<()> {
+        let (edge, now) = (self.edge, self.now);
+        let deleted = self.late.at(mailbox.deleted);
+        if expired(deleted, edge) {
+            self.need.expired_mailboxes += 1;
+            self.need.note(deleted);
+        } else {
+            self.need.later(deleted, edge, now);
+        }
+        // Mail that went sooner than that after it came is nobody's archive: fetched and deleted, or
+        // thrown away in time. The brake does not count it.
+        let settled = edge.map_or(i64::MAX, |edge| now.0 - edge);
+        index.keep_rows(mailbox.id, &mut |row| {
+            let fate = self.fates.entry(row.guid).or_insert(Fate::new(row.arrived));
+            fate.arrived = fate.arrived.min(row.arrived);
+            let Some(when) = self.late.at(went(row.expunged, mailbox.deleted)) else {
+                fate.alive = true;
+                return;
+            };
+            let born = row.arrived.min(row.internaldate);
+            if when >= fate.went {
+                fate.went = when;
+                fate.settled = when - born >= settled;
+            }
+            if expired(Some(when), edge) {
+                self.need.expired_records += 1;
+                self.need.note(Some(when));
+            } else {
+                fate.kept = true;
+                self.need.later(Some(when), edge, now);
+            }
+        })
+    }
+}
+
+fn others(index: &Index, times: &Times<'_>, late: &Late, need: &mut Need) -> Result<()> {
     let edge = times.edge();
     let ended = index
         .lasting_subscriptions()?
@@ -185,7 +280,7 @@ fn others(index: &Index, times: &Times<'_>, need: &mut Need) -> Result<()> {
         .chain(index.lasting_quotas()?)
         .chain(index.lasting_scripts()?)
         .chain(index.lasting_annotations()?.into_iter().map(|(_, _, l)| l));
-    for ended in ended.filter_map(|l| l.ended) {
+    for ended in ended.filter_map(|l| late.at(l.ended)) {
         if expired(Some(ended), edge) {
             need.expired_others += 1;
             need.note(Some(ended));

@@ -381,7 +381,7 @@ impl Lines<'_, '_> {
                     self.source_clock = ms / 1000 - stamp;
                     return Ok(());
                 }
-                b"GENERATION" | b"MANIFEST" | b"COMPACTED" => return Ok(()),
+                b"GENERATION" | b"MANIFEST" | b"COMPACTED" | b"LATE" => return Ok(()),
                 b"STATE" | b"STATED" | b"PAST" | b"AT" => {
                     return Err(Error::new(Kind::Internal, "a state among changes"));
                 }

@@ -10,7 +10,7 @@ use super::need::{Times, expired, went};
 use super::out::Out;
 use crate::cyrus::dlist::{Form, Limits, Parser, Value, print_to_vec};
 use crate::error::{Error, Kind, Result};
-use crate::store::index::{Index, Lasting, MailboxRow, RecordRow, TIMES};
+use crate::store::index::{Index, Lasting, Late, MailboxRow, RecordRow, TIMES};
 use crate::store::line::{Line, prefix};
 use crate::util::time::Timestamp;
 
@@ -41,6 +41,7 @@ pub fn write(what: &Stating<'_>, out: &mut Out<'_>) -> Result<()> {
         what,
         out,
         at: None,
+        late: what.live.lates()?,
     };
     let mut mailboxes = what.then.mailboxes(true)?;
     mailboxes.sort_by_key(|m| m.deleted.is_none());
@@ -58,6 +59,8 @@ struct Writer<'w, 'o> {
     out: &'w mut Out<'o>,
     /// What AT said last in the open member.
     at: Option<i64>,
+    /// When the clock was behind.
+    late: Late,
 }
 
 impl Writer<'_, '_> {
@@ -106,7 +109,7 @@ impl Writer<'_, '_> {
         let name = live.as_ref().map_or(&mailbox.mboxname, |m| &m.mboxname);
         let edge = self.what.times.edge_of(name);
         let unchanged = live.as_ref().is_none_or(|m| m.deleted == mailbox.deleted);
-        if unchanged && expired(mailbox.deleted, edge) {
+        if unchanged && expired(self.late.at(mailbox.deleted), edge) {
             return Ok(());
         }
         self.open()?;
@@ -123,7 +126,8 @@ impl Writer<'_, '_> {
             keys.push(("UNRELIABLE", Value::num(1)));
         }
         self.raw(&Line::private("STATED", Value::kv(keys)))?;
-        let fate = Fate { live, edge };
+        let late = self.late.clone();
+        let fate = Fate { live, edge, late };
         if mailbox.intermediate {
             let head = Value::Kv(mailbox.head.keys.clone());
             let line = Line::private("MAILBOX", head);
@@ -213,7 +217,7 @@ impl Writer<'_, '_> {
         let edge = self.what.times.edge();
         let user = Value::text(self.what.key);
         for sub in then.lasting_subscriptions()? {
-            if expired(sub.ended, edge) {
+            if expired(self.late.at(sub.ended), edge) {
                 continue;
             }
             let name = Value::text(&sub.name);
@@ -230,7 +234,7 @@ impl Writer<'_, '_> {
         }
         self.scripts(edge)?;
         for quota in then.lasting_quotas()? {
-            if expired(quota.ended, edge) {
+            if expired(self.late.at(quota.ended), edge) {
                 continue;
             }
             let value = Value::Kv(kv(&quota.value)?);
@@ -241,7 +245,7 @@ impl Writer<'_, '_> {
             }
         }
         for (entry, userid, annotation) in then.lasting_annotations()? {
-            if !expired(annotation.ended, edge) {
+            if !expired(self.late.at(annotation.ended), edge) {
                 self.annotation(&entry, &userid, annotation)?;
             }
         }
@@ -257,7 +261,7 @@ impl Writer<'_, '_> {
         let user = Value::text(self.what.key);
         let updates = then.script_updates()?;
         for (script, update) in then.lasting_scripts()?.into_iter().zip(updates) {
-            if expired(script.ended, edge) {
+            if expired(self.late.at(script.ended), edge) {
                 continue;
             }
             let name = Value::text(&script.name);
@@ -307,12 +311,14 @@ impl Writer<'_, '_> {
 struct Fate {
     live: Option<MailboxRow>,
     edge: Option<i64>,
+    late: Late,
 }
 
 impl Fate {
     /// Whether a record has expired and nothing has changed about that since.
     fn drops(&self, live: &Index, mailbox: &MailboxRow, row: &RecordRow) -> Result<bool> {
-        if !expired(went(row.expunged, mailbox.deleted), self.edge) {
+        let ended = |at| expired(self.late.at(at), self.edge);
+        if !ended(went(row.expunged, mailbox.deleted)) {
             return Ok(false);
         }
         let Some(now) = &self.live else {
@@ -322,8 +328,7 @@ impl Fate {
         Ok(match later {
             None => true,
             Some(later) => {
-                expired(went(later.expunged, now.deleted), self.edge)
-                    && later.expunged == row.expunged
+                ended(went(later.expunged, now.deleted)) && later.expunged == row.expunged
             }
         })
     }

@@ -45,6 +45,9 @@ impl Lines {
     }
 }
 
+/// A clock that is behind by less, in seconds, is not worth a note.
+const BEHIND: i64 = 60;
+
 fn bad(what: &str) -> Error {
     Error::new(Kind::Damaged, format!("line without a good {what}"))
 }
@@ -70,6 +73,9 @@ pub fn apply_line<R: BufRead>(
     place: Place,
 ) -> Result<Option<MailboxOutcome>> {
     let time = Timestamp(lines.at.unwrap_or(stamp.0 + lines.clock));
+    if lines.at.is_none() && lines.clock < -BEHIND && name != b"RESERVE" {
+        index.late(stamp.0, time.0, time.0)?;
+    }
     let position = (place.chunk_id << 40) | (place.line & ((1 << 40) - 1)) as i64;
     match name {
         b"MAILBOX" => {
@@ -357,6 +363,10 @@ fn private(
             for record in records.ok_or_else(|| bad("PAST"))? {
                 past.record(&Record::from_value(record.clone())?)?;
             }
+        }
+        b"LATE" => {
+            let (first, last) = (number(fact, "FIRST")?, number(fact, "LAST")?);
+            index.late(number(fact, "PRINTED")?, first, last)?;
         }
         b"COMPACTED" => index.set_meta("compacted", position >> 40)?,
         b"COMPLETE" => lines.complete = Some((text(fact, "UNIQUEID")?, level("EPOCH"))),

@@ -19,7 +19,7 @@ pub struct Difference {
 }
 
 /// Tables and what orders them. Of `meta` only what the log states is compared.
-const TABLES: [(&str, &str); 12] = [
+const TABLES: [(&str, &str); 13] = [
     ("meta", "key"),
     ("chunk", "id"),
     // Their numbers say nothing.
@@ -33,6 +33,7 @@ const TABLES: [(&str, &str); 12] = [
     ("sieve_active", "id"),
     ("quota", "root"),
     ("annotation", "mboxname, entry, userid"),
+    ("late", "printed"),
 ];
 
 /// All columns of `message` but its number, the key first.

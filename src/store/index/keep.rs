@@ -18,6 +18,26 @@ pub struct KeepRow {
     pub internaldate: i64,
 }
 
+/// Times at which the clock was behind. Printed times never go back, so they are the later ones;
+/// which of the two is true nobody knows.
+#[derive(Clone, Debug, Default)]
+pub struct Late(Vec<(i64, i64, i64)>);
+
+impl Late {
+    /// The latest time, in seconds, at which something may have happened of which we were told at `time`.
+    pub fn at(&self, time: Option<i64>) -> Option<i64> {
+        let time = time?;
+        let covers = |(_, first, last): &&(i64, i64, i64)| (*first..=*last).contains(&time);
+        let printed = self.0.iter().filter(covers).map(|row| row.0).max();
+        Some(printed.map_or(time, |printed| printed.max(time)))
+    }
+
+    /// What is printed, first and last time.
+    pub fn rows(&self) -> &[(i64, i64, i64)] {
+        &self.0
+    }
+}
+
 /// A state of a script, a subscription or the like, as it was stated and ended.
 #[derive(Clone, Debug)]
 pub struct Lasting {
@@ -49,6 +69,26 @@ impl Index {
             self.run(&format!("DELETE FROM {table}"))?;
         }
         Ok(())
+    }
+
+    /// What was said from `first` to `last` was printed as `printed`, which is later.
+    pub(super) fn late(&self, printed: i64, first: i64, last: i64) -> Result<()> {
+        self.conn
+            .prepare_cached(
+                "INSERT INTO late (printed, first, last) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (printed) DO UPDATE
+                 SET first = min(first, ?2), last = max(last, ?3)",
+            )
+            .and_then(|mut s| s.execute([printed, first, last]))
+            .map_err(|e| self.error(e))?;
+        Ok(())
+    }
+
+    /// When the clock was behind.
+    pub fn lates(&self) -> Result<Late> {
+        let sql = "SELECT printed, first, last FROM late ORDER BY printed";
+        let rows = self.all(sql, [], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?;
+        Ok(Late(rows))
     }
 
     /// Sets what a stated mailbox's line does not tell.

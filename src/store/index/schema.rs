@@ -149,6 +149,10 @@ pub const CREATE: &str = "
             WHERE mailbox_id = mailbox.id AND guid = OLD.guid AND expunged IS NULL
         );
     END;
+    -- The clock was behind: what was said at a time from first to last was printed as this.
+    CREATE TABLE late (
+        printed INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL
+    );
     CREATE TABLE subscription (
         mboxname TEXT PRIMARY KEY, time INTEGER NOT NULL, unsubscribed INTEGER
     ) WITHOUT ROWID;

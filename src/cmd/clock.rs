@@ -1,0 +1,57 @@
+//! The clock, looked at before `compact` and `delete --expired` remove what is old; see
+//! `store::clock`.
+
+use super::Context;
+use crate::error::{Error, Kind, Result};
+use crate::store::clock::{SETTLED, Verdict, limit};
+use crate::util::time::{Timestamp, iso};
+use getopts::Options;
+
+/// The option by which a clock is believed at once.
+pub const OPTION: &str = "clock-is-right";
+
+/// Adds it.
+pub fn option(o: &mut Options) {
+    o.optflag("", OPTION, "remove by this clock, however far it has gone");
+}
+
+/// What is to be done with what was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Noted, for the runs to come.
+    Real,
+    /// Nothing: this run changes nothing.
+    Dry,
+    /// Somebody says that the clock is right.
+    Right,
+}
+
+/// Looks at the clock. `None`: it is believed. Else why not, of kind `Denied`.
+pub fn check(c: &Context, now: Timestamp, look: Look) -> Result<Option<Error>> {
+    let notes = c.compacted();
+    let kept = c.config.backup_retention().map(|d| d.as_secs() as i64);
+    let verdict = match look {
+        Look::Right => Verdict::Believed,
+        _ => notes.judge(now.0, limit(kept))?,
+    };
+    let noted = match (look, &verdict) {
+        (Look::Dry, _) => Ok(()),
+        (_, Verdict::Believed) => notes.believe(now.0),
+        (_, Verdict::Doubted(doubt)) => notes.doubt(doubt),
+    };
+    if let Err(e) = noted {
+        log::warn!("cannot remember this run: {e}");
+    }
+    let Verdict::Doubted(doubt) = verdict else {
+        return Ok(None);
+    };
+    let what = format!(
+        "the clock is {} days ahead of the last run at {}: nothing is removed by it. If it is wrong, \
+         set it. If it is right, the next run at {} or later goes on by itself, and one with \
+         --{OPTION} at once",
+        now.0.saturating_sub(doubt.ran) / 86_400,
+        iso(Timestamp(doubt.ran)),
+        iso(Timestamp(doubt.time.saturating_add(SETTLED))),
+    );
+    Ok(Some(Error::new(Kind::Denied, what)))
+}

@@ -1,0 +1,166 @@
+//! Whether the clock is to be believed, before anything is removed because of its age.
+//!
+//! It is compared with the last run that removed by it. One that is ahead of that by more than a
+//! limit of days is doubted, and the run refused: it may be wrong, or the machine was off for long. The
+//! doubt is noted with its time. If at the next run, half a day later or more, the clock has just gone
+//! on, it is right: so nobody is needed to go on. One that has jumped again is doubted again,
+//! but not for ever: a third run in a row is believed, for those who run rarely.
+//!
+//! Pure, but for its texts: `store::compacted` keeps them.
+
+/// No limit is below that, in seconds.
+const LEAST: i64 = 3 * 86_400;
+/// So much later, in seconds, a clock that has just gone on is believed.
+pub const SETTLED: i64 = 12 * 3600;
+/// So many doubts in a row, and a clock that has gone on is believed whatever it is ahead by.
+const DOUBTS: u32 = 2;
+
+/// A run that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    /// When, by the clock that was doubted, in seconds since 1970.
+    pub time: i64,
+    /// The last run before that was believed; with another one this doubt is settled.
+    pub ran: i64,
+    /// The how manieth it is in a row.
+    pub times: u32,
+}
+
+/// What comes of a look at the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Things may be removed.
+    Believed,
+    /// They may not; what is to be noted.
+    Doubted(Doubt),
+}
+
+/// By how many seconds the clock may be ahead of the last run, if `kept` is the retention.
+pub fn limit(kept: Option<i64>) -> i64 {
+    kept.map_or(LEAST, |kept| (kept / 2).max(LEAST))
+}
+
+/// Judges the clock: `ran` is the last run, if there was one, `doubt` what was noted last.
+pub fn judge(ran: Option<i64>, doubt: Option<Doubt>, now: i64, limit: i64) -> Verdict {
+    let Some(ran) = ran.filter(|ran| now.saturating_sub(*ran) > limit) else {
+        return Verdict::Believed;
+    };
+    let doubted = |times| {
+        let time = now;
+        Verdict::Doubted(Doubt { time, ran, times })
+    };
+    let Some(before) = doubt.filter(|d| d.ran == ran && d.time <= now) else {
+        return doubted(1);
+    };
+    match now.saturating_sub(before.time) {
+        // Its time stays: many runs a day do not put it off.
+        since if since < SETTLED => Verdict::Doubted(before),
+        since if since <= limit || before.times >= DOUBTS => Verdict::Believed,
+        _ => doubted(before.times + 1),
+    }
+}
+
+impl Doubt {
+    /// As it is noted.
+    pub fn print(&self) -> String {
+        format!("{} {} {}", self.time, self.ran, self.times)
+    }
+
+    /// What [`print`](Doubt::print) made; `None` for anything else.
+    pub fn parse(text: &str) -> Option<Doubt> {
+        let mut words = text.split(' ');
+        Some(Doubt {
+            time: words.next()?.parse().ok()?,
+            ran: words.next()?.parse().ok()?,
+            times: words.next()?.parse().ok()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: i64 = 86_400;
+    const LIMIT: i64 = LEAST;
+
+    /// The times at which runs are believed, of runs at these times.
+    fn believed(times: &[i64]) -> Vec<i64> {
+        let (mut ran, mut doubt) = (None, None);
+        let mut out = Vec::new();
+        for &now in times {
+            match judge(ran, doubt, now, LIMIT) {
+                Verdict::Believed => {
+                    out.push(now);
+                    ran = Some(now);
+                }
+                Verdict::Doubted(new) => {
+                    assert_eq!(Doubt::parse(&new.print()), Some(new));
+                    doubt = Some(new);
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn a_night_that_is_late_or_left_out_is_no_reason() {
+        let nights = [0, DAY + 3600, 2 * DAY, 5 * DAY, 5 * DAY + 60];
+        assert_eq!(believed(&nights), nights);
+        // Put back, too.
+        assert_eq!(believed(&[9 * DAY, DAY, 2 * DAY]), [9 * DAY, DAY, 2 * DAY]);
+    }
+
+    #[test]
+    fn what_is_doubted_once_is_believed_the_next_night() {
+        let t = 100 * DAY;
+        assert_eq!(believed(&[0, t, t + DAY]), [0, t + DAY]);
+        // Not sooner, and many runs in between do not put it off.
+        let hours: Vec<i64> = (0..=12).map(|h| t + h * 3600).collect();
+        assert_eq!(believed(&[&[0], &hours[..]].concat()), [0, t + 12 * 3600]);
+        assert_eq!(
+            believed(&[0, t, t + SETTLED - 1, t + SETTLED]),
+            [0, t + SETTLED]
+        );
+    }
+
+    #[test]
+    fn a_clock_that_is_put_right_is_right() {
+        let (wrong, next) = (1000 * DAY, 1000 * DAY + DAY);
+        assert_eq!(believed(&[0, wrong, DAY, 2 * DAY]), [0, DAY, 2 * DAY]);
+        // What was doubted before that says nothing for a later jump to the same time.
+        assert_eq!(believed(&[0, wrong, DAY, next]), [0, DAY]);
+        // It jumped back, but not to where it should be.
+        let back = 500 * DAY;
+        assert_eq!(believed(&[0, wrong, back, back + DAY]), [0, back + DAY]);
+    }
+
+    #[test]
+    fn a_second_jump_is_doubted_and_a_third_is_no_jump() {
+        assert_eq!(
+            believed(&[0, 100 * DAY, 200 * DAY, 201 * DAY]),
+            [0, 201 * DAY]
+        );
+        let weeks: Vec<i64> = (0..8).map(|n| n * 7 * DAY).collect();
+        assert_eq!(believed(&weeks), [0, 21 * DAY, 42 * DAY]);
+    }
+
+    #[test]
+    fn the_limit_is_half_of_what_is_kept() {
+        assert_eq!(limit(None), 3 * DAY);
+        assert_eq!(limit(Some(1)), 3 * DAY);
+        assert_eq!(limit(Some(30 * DAY)), 15 * DAY);
+        let ends = [i64::MIN, i64::MAX];
+        for (ran, now) in ends.iter().flat_map(|a| ends.map(|b| (*a, b))) {
+            let doubt = Doubt {
+                time: now.saturating_sub(1),
+                ran,
+                times: u32::MAX,
+            };
+            judge(Some(ran), Some(doubt), now, LIMIT);
+        }
+        for bad in ["", "1", "1 2", "1 2 x"] {
+            assert_eq!(Doubt::parse(bad), None, "{bad}");
+        }
+    }
+}
