@@ -2,13 +2,15 @@
 """compact in the middle of things: promises given before it, users who go away, large messages."""
 
 import hashlib
+import json
 import os
+import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
 from cyrusrig import *
-from cyrusrig import dlist, logfile
+from cyrusrig import dlist, logfile, sandbox
 
 
 def setup():
@@ -175,6 +177,88 @@ def note(rig, key, value):
     words = ["/usr/lib/cyrus/bin/cyr_dbtool", "-C", rig.to.conf, "-n", db, "twoskip"]
     run_command(words + ["set", key, value])
     expect(value in run_command(words + ["get", key]).out, "the note %s is there" % key)
+
+
+def spent(rig, user, keep=3, gone=9):
+    """A user of whose messages most went, longer ago than retention."""
+    made(rig, user, keep + gone)
+    time.sleep(1.5)
+    with rig.cyrus.imap(user) as imap:
+        imap.select("INBOX")
+        imap.expunge("1:%d" % gone)
+    rig.cyrus.expire("-E", "0", "-X", "0", "-D", "0")
+    rig.sync("-u", user, attempts=2)
+    time.sleep(1.5)
+
+
+@case("other retention counts at the next run, also where no mail came")
+def shorter(rig):
+    rig.to.write_conf(backup_retention="30d")
+    try:
+        spent(rig, "fred")
+        asked(rig, "compact", "fred")
+        expect("(expired" not in asked(rig, "compact", "fred"), "a second run does not look")
+    finally:
+        rig.to.write_conf(backup_retention="1s")
+    out = rig.to.json("compact", "fred")["backups"][0]
+    expect(out.get("expired_records") == 9, "it looks, and they go", [out])
+    rig.to.write_conf(backup_compact_minsize="1M")
+    out = rig.to.json("compact", "fred")["backups"][0]
+    expect("expired_records" in out, "by other sizes, too", [out])
+    rig.to.write_conf(backup_compact_minsize="0")
+
+
+@case("what the brake held of a deleted backup is not said of the next one")
+def another(rig):
+    rig.to.write_conf(backup_compact_brake="50")
+    try:
+        spent(rig, "gina")
+        expect("held" in asked(rig, "compact", "gina"), "the brake holds it")
+        stat = rig.to.json("stat", "gina")["backups"][0]
+        expect(stat["held"] and stat["compacted"], "stat says so", [stat])
+        asked(rig, "delete", "gina")
+        rig.sync("-u", "gina")
+        for command in ("stat", "list"):
+            new = rig.to.json(command, "gina")["backups"][0]
+            expect_equal((new["held"], new["compacted"]), (None, None), "what %s says of the new one" % command)
+    finally:
+        rig.to.write_conf(backup_compact_brake="0")
+
+
+@case("one that always fails is not always the first")
+def starving(rig):
+    made(rig, "hans")
+    made(rig, "hugo")
+    rig.to.write_conf(backup_lock_wait="1s")
+    holder = hold(rig, "hans")
+    try:
+        asked(rig, "compact", "-A", "--force", code=1)
+        time.sleep(1.1)
+        made(rig, "ines")
+        done = rig.to.tool("compact", "-A", "--force", "-j", "--jobs", "1")
+        order = [b["userid"] for b in json.loads(done.out)["backups"]]
+        expect(order[0] == "ines" and order[-1] in ("hans", "hugo"), "the new one is first", [order])
+        time.sleep(1.1)
+        asked(rig, "compact", "-A")
+        done = rig.to.tool("compact", "-A", "--force", "-j", "--max-time", "1", "--jobs", "1")
+        out = json.loads(done.out)
+        expect(out["backups"][0]["userid"] != "hans", "the one that failed is not first", [out])
+    finally:
+        holder.stdin.close()
+        holder.wait(20)
+    out = rig.to.json("compact", "hans")["backups"][0]
+    expect("bytes_before" in out, "it is looked at as soon as it can be", [out])
+
+
+def hold(rig, user):
+    holder = subprocess.Popen(
+        sandbox.as_cyrus([rig.to.path, "-C", rig.to.conf, "lock", user]),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    said = [holder.stdout.readline() for _ in range(2)]
+    expect(said[1].startswith(b"OK"), "the lock is held", [repr(said)])
+    return holder
 
 
 DAY = 86400
