@@ -4,7 +4,7 @@
 //! nothing came and nothing expired since the last look costs a look at its size. Replication goes
 //! on meanwhile. What the brake holds is told, and stays, until `--force`. Exit status 0 also where
 //! there is nothing to do, 1 if a backup was held by somebody else or failed, 65 if a log does not
-//! read.
+//! read; for one that is named, by its own reason.
 
 mod tell;
 
@@ -19,7 +19,7 @@ use crate::cyrus::config::retention::{Retention, UserRetention};
 use crate::cyrus::syslog;
 use crate::error::{Error, Kind, Result};
 use crate::store::compact::need::Times;
-use crate::store::compact::{Outcome as Ended, Policy, Report, compact};
+use crate::store::compact::{Outcome as Ended, Policy, Report, compact, is_left};
 use crate::store::compacted::{self, Compacted, Seen};
 use crate::store::former;
 use crate::store::lock::Wait;
@@ -30,6 +30,9 @@ use serde_json::json;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 use tell::{Sums, as_json, as_text, held};
+
+/// How often a backup may move while it is compacted.
+const MOVES_MAX: u32 = 3;
 
 /// What was typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,12 +107,30 @@ struct Work<'a> {
 enum Did {
     /// Nothing came and nothing expired since the last look.
     Still,
+    /// There is none any more.
+    Gone,
     Looked(Box<Report>),
 }
 
 impl Work<'_> {
     fn one(&self, chosen: &Chosen) -> Result<Did> {
-        let done = self.look(chosen);
+        let mut done = self.look(chosen);
+        let mut place = chosen.clone();
+        // Moved or deleted since it was looked up.
+        for _ in 0..MOVES_MAX {
+            match (&done, &chosen.key) {
+                (Err(e), Some(key)) if e.kind() == Kind::NotFound => {
+                    let catalog = self.c.catalog();
+                    match place.moved(&catalog) {
+                        Some(now) => place = now,
+                        None if catalog.lookup(key)?.is_none() => return Ok(Did::Gone),
+                        None => break,
+                    }
+                }
+                _ => break,
+            }
+            done = self.look(&place);
+        }
         if let (Err(_), Some(key), false) = (&done, &chosen.key, self.args.dry_run) {
             // Else one that always fails is always the first.
             let before = self.seen.get(key).cloned().unwrap_or_default();
@@ -126,7 +147,7 @@ impl Work<'_> {
         let retention = self.retention.of(userid, domain, &self.c.namespace);
         let means = self.means(&retention);
         let seen = chosen.key.as_ref().and_then(|key| self.seen.get(key));
-        let look = self.args.force || self.args.dry_run;
+        let look = self.args.force || self.args.dry_run || is_left(&chosen.path);
         if !look && seen.is_some_and(|seen| seen.is_still(bytes, self.now.0, means)) {
             return Ok(Did::Still);
         }
@@ -256,6 +277,8 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     chosen.sort_by_key(last);
     let mut sums = Sums::default();
     let mut damaged = false;
+    let named = (chosen.len() + found.missing.len() == 1 && !args.all).then_some(());
+    let mut alone = None;
     let mut tell = |chosen: &Chosen, did: &Result<Did>| {
         sums.add(did);
         match did {
@@ -265,6 +288,8 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
             Ok(_) => {}
             Err(e) => {
                 damaged |= e.kind() == Kind::Damaged;
+                // One that was named: its own reason.
+                alone = named.map(|()| e.kind());
                 c.complain(&chosen.name(), e);
                 work.event(&format!(
                     "not compacted user=<{}> error=<{e}>",
@@ -317,10 +342,9 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         work.event(&text);
         log::info!("{text}");
     }
-    Ok(if damaged {
-        Outcome::Status(status(Kind::Damaged))
-    } else {
-        c.outcome()
+    Ok(match alone.or(damaged.then_some(Kind::Damaged)) {
+        Some(kind) => Outcome::Status(status(kind)),
+        None => c.outcome(),
     })
 }
 
