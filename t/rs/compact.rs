@@ -422,6 +422,32 @@ fn what_goes_while_the_clock_is_behind_is_kept_from_when_it_was_told() {
 }
 
 #[test]
+fn what_does_not_pay_goes_in_the_end_though_nobody_looks_before() {
+    let dir = Dir::new();
+    let mut all = Vec::new();
+    let mut backup = dir.open();
+    crate::store::deliver(&dir, &mut backup, &mut all, 200, 1_000_000);
+    let spool = all_expunged(&dir, &all[..1], &all[1..]);
+    backup
+        .mailbox(&[], &spool, false, Timestamp(1_000_100))
+        .unwrap();
+    backup.commit().unwrap();
+    backup.finish().unwrap();
+    let lazy = Policy {
+        threshold: 1000,
+        ..policy()
+    };
+    let early = run(&dir, &lazy, &always(), 1_001_000);
+    let last_call = 1_000_100 + 150 + 30 * 86_400 + 1;
+    assert_eq!(
+        (early.outcome, early.next),
+        (Outcome::Nothing, Some(last_call))
+    );
+    let late = run(&dir, &lazy, &always(), last_call);
+    assert_eq!((late.outcome, late.expired_records), (Outcome::Done, 1));
+}
+
+#[test]
 fn the_brake_holds_what_was_replaced() {
     let dir = Dir::new();
     let mut all = Vec::new();

@@ -122,17 +122,13 @@ impl Loss {
             a.now > 0 && a.of >= BRAKE_LEAST && (b.now == 0 || a.lost * b.of > b.lost * a.of)
         };
         let mut worst = count(i64::MIN, i64::MAX);
-        let days = lives
-            .iter()
-            .filter_map(|l| Some(l.went?.div_euclid(AT_ONCE)));
-        let mut days: Vec<i64> = days.collect();
-        days.sort_unstable();
-        // A few make no day to look at.
-        let days = days.chunk_by(|a, b| a == b);
-        let days: Vec<i64> = days
-            .filter(|d| d.len() as u64 >= BRAKE_LEAST / 2)
-            .map(|d| d[0])
+        // Nothing is braked for days of which nothing would be dropped now.
+        let dropped = lives.iter().filter(|l| l.dropped);
+        let mut days: Vec<i64> = dropped
+            .filter_map(|l| Some(l.went?.div_euclid(AT_ONCE)))
             .collect();
+        days.sort_unstable();
+        days.dedup();
         for day in days {
             let from = day * AT_ONCE;
             for from in [from - AT_ONCE, from] {

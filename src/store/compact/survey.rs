@@ -78,10 +78,12 @@ impl Survey {
         };
         let plan = plan(&members, &stretches, &sizes);
         let bytes = index.meta_number("acknowledged")?.unwrap_or(0) as u64;
-        let overdue = need.first_expired.is_some_and(|t| {
-            let kept = times.edge().map_or(0, |edge| times.now.0 - edge);
-            stretches.advance.is_some() && t < times.now.0 - kept - OVERDUE.max(kept)
-        });
+        let kept = times.edge().map_or(0, |edge| times.now.0 - edge);
+        // From then on, whether it pays or not.
+        let last_call = need
+            .first_expired
+            .map(|t| t.saturating_add(kept + OVERDUE.max(kept) + 1));
+        let overdue = stretches.advance.is_some() && last_call.is_some_and(|t| t <= times.now.0);
         let wanted = policy.force && (plan.dropped + plan.rewritten > 0)
             || plan.pays(policy.threshold)
             || overdue;
@@ -103,7 +105,10 @@ impl Survey {
             expired_others: need.expired_others,
             dropped_chunks: plan.dropped,
             joined_chunks: plan.joined,
-            next: need.next,
+            next: match last_call.filter(|t| *t > times.now.0) {
+                Some(t) => Some(need.next.map_or(t, |next| next.min(t))),
+                None => need.next,
+            },
             loss: need.loss,
             generation: index.meta_text("generation")?.unwrap_or_default(),
             previous: None,
