@@ -2,19 +2,25 @@
 """compact in the middle of things: promises given before it, users who go away, large messages."""
 
 import hashlib
+import json
 import os
+import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
 from cyrusrig import *
-from cyrusrig import dlist, logfile
+from cyrusrig import dlist, logfile, sandbox
+
+
+TWO = temp_dir("cyrusrig-two-")
 
 
 def setup():
     if RECEIVER != "ours":
         raise Skip("only ours has this compact")
-    return start_rig({"backup_retention": "1s", "backup_compact_brake": "0", "backup_chunk_max": "512K"})
+    return start_rig({"backup_retention": "1s", "backup_compact_brake": "0", "backup_chunk_max": "512K",
+                      "backuppartition-two": TWO, "partition_select_exclude": "two"})
 
 
 def asked(rig, *words, code=0):
@@ -175,6 +181,164 @@ def note(rig, key, value):
     words = ["/usr/lib/cyrus/bin/cyr_dbtool", "-C", rig.to.conf, "-n", db, "twoskip"]
     run_command(words + ["set", key, value])
     expect(value in run_command(words + ["get", key]).out, "the note %s is there" % key)
+
+
+def spent(rig, user, keep=3, gone=9):
+    """A user of whose messages most went, longer ago than retention."""
+    made(rig, user, keep + gone)
+    time.sleep(1.5)
+    with rig.cyrus.imap(user) as imap:
+        imap.select("INBOX")
+        imap.expunge("1:%d" % gone)
+    rig.cyrus.expire("-E", "0", "-X", "0", "-D", "0")
+    rig.sync("-u", user, attempts=2)
+    time.sleep(1.5)
+
+
+@case("other retention counts at the next run, also where no mail came")
+def shorter(rig):
+    rig.to.write_conf(backup_retention="30d")
+    try:
+        spent(rig, "fred")
+        asked(rig, "compact", "fred")
+        expect("(expired" not in asked(rig, "compact", "fred"), "a second run does not look")
+    finally:
+        rig.to.write_conf(backup_retention="1s")
+    out = rig.to.json("compact", "fred")["backups"][0]
+    expect(out.get("expired_records") == 9, "it looks, and they go", [repr(out)])
+    rig.to.write_conf(backup_compact_minsize="1M")
+    out = rig.to.json("compact", "fred")["backups"][0]
+    expect("expired_records" in out, "by other sizes, too", [repr(out)])
+    rig.to.write_conf(backup_compact_minsize="0")
+
+
+@case("what the brake held of a deleted backup is not said of the next one")
+def another(rig):
+    rig.to.write_conf(backup_compact_brake="50")
+    try:
+        spent(rig, "gina")
+        expect("held" in asked(rig, "compact", "gina"), "the brake holds it")
+        stat = rig.to.json("stat", "gina")["backups"][0]
+        expect(stat["held"] and stat["compacted"], "stat says so", [repr(stat)])
+        asked(rig, "delete", "gina")
+        rig.sync("-u", "gina")
+        for command in ("stat", "list"):
+            new = rig.to.json(command, "gina")["backups"][0]
+            expect_equal((new["held"], new["compacted"]), (None, None), "what %s says of the new one" % command)
+    finally:
+        rig.to.write_conf(backup_compact_brake="0")
+
+
+@case("one that always fails is not always the first")
+def starving(rig):
+    made(rig, "hans")
+    made(rig, "hugo")
+    rig.to.write_conf(backup_lock_wait="1s")
+    holder = hold(rig, "hans")
+    try:
+        asked(rig, "compact", "-A", "--force", code=1)
+        time.sleep(1.1)
+        made(rig, "ines")
+        done = rig.to.tool("compact", "-A", "--force", "-j", "--jobs", "1")
+        order = [b["userid"] for b in json.loads(done.out)["backups"]]
+        expect(order[0] == "ines", "the new one is first", order)
+    finally:
+        holder.stdin.close()
+        holder.wait(20)
+    out = rig.to.json("compact", "hans")["backups"][0]
+    expect("bytes_before" in out, "it is looked at as soon as it can be", [repr(out)])
+
+
+def hold(rig, user):
+    holder = subprocess.Popen(
+        sandbox.as_cyrus([rig.to.path, "-C", rig.to.conf, "lock", user]),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    said = [holder.stdout.readline() for _ in range(2)]
+    expect(said[1].startswith(b"OK"), "the lock is held", [repr(said)])
+    return holder
+
+
+@case("what a killed run left is removed by the next one, also where there is nothing to do")
+def killed(rig):
+    made(rig, "jana")
+    asked(rig, "compact", "jana")
+    expect("(expired" not in asked(rig, "compact", "jana"), "it is not looked at again")
+    path = rig.to.data_file("jana")
+    for suffixes in ((".new", ".new.index", ".new.index-wal"), (".new",), (".new.index",)):
+        for suffix in suffixes:
+            with open(path + suffix, "wb") as file:
+                file.write(b"half of it")
+            shutil_owned(path, path + suffix)
+        asked(rig, "compact", "--dry-run", "jana")
+        expect(os.path.exists(path + suffixes[0]), "a dry run leaves it")
+        # Somebody compacts: not his.
+        held = ".new" if ".new" in suffixes else ""
+        holder = subprocess.Popen(
+            sandbox.as_cyrus([rig.to.path, "-C", rig.to.conf, "lock", "-x", "echo; echo OK; cat", "-f", path + held])
+            if not held
+            else sandbox.as_cyrus(["python3", "-c", HOLD, path + held]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        expect([holder.stdout.readline() for _ in range(2)][1] == b"OK\n", "it is held")
+        asked(rig, "compact", "-A")
+        expect(os.path.exists(path + suffixes[0]), "what somebody makes is left alone")
+        holder.stdin.close()
+        holder.wait(20)
+        asked(rig, "compact", "-A")
+        left = [n for n in os.listdir(os.path.dirname(path)) if n.startswith("jana") and ".new" in n]
+        expect_equal(left, [], "left files")
+    rig.whole("jana")
+
+
+# Holds a lock on a file as a compaction does.
+HOLD = """
+import fcntl, struct, sys
+file = open(sys.argv[1], "r+b")
+fcntl.fcntl(file, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+print("\\nOK", flush=True)
+sys.stdin.read()
+"""
+
+
+@case("moved or deleted while others are compacted: done there, or not missed")
+def moved(rig):
+    for user in ("kurt", "lara", "maya"):
+        made(rig, user)
+    rig.to.write_conf(backup_lock_wait="60s")
+    # Those that were never looked at come first.
+    holder = hold(rig, "kurt")
+    words = [rig.to.path, "-C", rig.to.conf, "compact", "-A", "-j", "-w", "--force", "--jobs", "1"]
+    run = subprocess.Popen(sandbox.as_cyrus(words), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        time.sleep(1)
+        expect(run.poll() is None, "it waits for the first")
+        asked(rig, "move", "--to", "two", "lara")
+        asked(rig, "delete", "maya")
+    finally:
+        holder.stdin.close()
+        holder.wait(20)
+    out, err = run.communicate(timeout=60)
+    expect_equal((run.returncode, err), (0, b""), "how it ended")
+    status = {b["userid"]: b["status"] for b in json.loads(out)["backups"]}
+    expect_equal([status[u] for u in ("kurt", "lara", "maya")], ["done", "done", "gone"], "what was done")
+    rig.whole("kurt", "lara")
+
+
+@case("one that is named and locked: 75, and of several 1")
+def locked(rig):
+    rig.to.write_conf(backup_lock_wait="1s")
+    holder = hold(rig, "kurt")
+    try:
+        said = asked(rig, "compact", "--force", "kurt", code=75)
+        expect("locked" in said, "it says why", [said])
+        asked(rig, "compact", "--force", "kurt", "lara", code=1)
+    finally:
+        holder.stdin.close()
+        holder.wait(20)
+    asked(rig, "compact", "nobody", code=1)
 
 
 DAY = 86400

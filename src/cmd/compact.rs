@@ -4,7 +4,7 @@
 //! nothing came and nothing expired since the last look costs a look at its size. Replication goes
 //! on meanwhile. What the brake holds is told, and stays, until `--force`. Exit status 0 also where
 //! there is nothing to do, 1 if a backup was held by somebody else or failed, 65 if a log does not
-//! read.
+//! read; for one that is named, by its own reason.
 
 mod tell;
 
@@ -15,12 +15,12 @@ use super::parallel::in_order;
 use super::select::{self, Chosen, Select};
 use super::{Context, IDENT, Job, Outcome, say, status};
 use crate::cyrus::config::options::Opt;
-use crate::cyrus::config::retention::Retention;
+use crate::cyrus::config::retention::{Retention, UserRetention};
 use crate::cyrus::syslog;
 use crate::error::{Error, Kind, Result};
 use crate::store::compact::need::Times;
-use crate::store::compact::{Outcome as Ended, Policy, Report, compact};
-use crate::store::compacted::{Compacted, Seen};
+use crate::store::compact::{Outcome as Ended, Policy, Report, compact, is_left};
+use crate::store::compacted::{self, Compacted, Seen};
 use crate::store::former;
 use crate::store::lock::Wait;
 use crate::sys::priority;
@@ -30,6 +30,9 @@ use serde_json::json;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 use tell::{Sums, as_json, as_text, held};
+
+/// How often a backup may move while it is compacted.
+const MOVES_MAX: u32 = 3;
 
 /// What was typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,21 +107,50 @@ struct Work<'a> {
 enum Did {
     /// Nothing came and nothing expired since the last look.
     Still,
+    /// There is none any more.
+    Gone,
     Looked(Box<Report>),
 }
 
 impl Work<'_> {
     fn one(&self, chosen: &Chosen) -> Result<Did> {
+        let mut done = self.look(chosen);
+        let mut place = chosen.clone();
+        // Moved or deleted since it was looked up.
+        for _ in 0..MOVES_MAX {
+            match (&done, &chosen.key) {
+                (Err(e), Some(key)) if e.kind() == Kind::NotFound => {
+                    let catalog = self.c.catalog();
+                    match place.moved(&catalog) {
+                        Some(now) => place = now,
+                        None if catalog.lookup(key)?.is_none() => return Ok(Did::Gone),
+                        None => break,
+                    }
+                }
+                _ => break,
+            }
+            done = self.look(&place);
+        }
+        if let (Err(_), Some(key), false) = (&done, &chosen.key, self.args.dry_run) {
+            // Else one that always fails is always the first.
+            let before = self.seen.get(key).cloned().unwrap_or_default();
+            self.remember(key, &before.failed(self.now.0));
+        }
+        done
+    }
+
+    fn look(&self, chosen: &Chosen) -> Result<Did> {
         let key = self.key(chosen)?;
         let bytes = std::fs::metadata(&chosen.path).map(|m| m.len());
         let bytes = bytes.map_err(|e| Error::io("cannot open", e).at(&chosen.path))?;
-        let seen = chosen.key.as_ref().and_then(|key| self.seen.get(key));
-        let look = self.args.force || self.args.dry_run;
-        if !look && seen.is_some_and(|seen| seen.is_still(bytes, self.now.0)) {
-            return Ok(Did::Still);
-        }
         let (userid, domain) = whose(&key);
         let retention = self.retention.of(userid, domain, &self.c.namespace);
+        let means = self.means(&retention);
+        let seen = chosen.key.as_ref().and_then(|key| self.seen.get(key));
+        let look = self.args.force || self.args.dry_run || is_left(&chosen.path);
+        if !look && seen.is_some_and(|seen| seen.is_still(bytes, self.now.0, means)) {
+            return Ok(Did::Still);
+        }
         let times = Times {
             retention: &retention,
             namespace: &self.c.namespace,
@@ -127,9 +159,29 @@ impl Work<'_> {
         let scratch = self.c.config.backup_staging_path();
         let report = compact(&chosen.path, &key, &self.policy, &times, &scratch)?;
         if let (Some(key), false) = (&chosen.key, self.args.dry_run) {
-            self.remember(key, &report, bytes);
+            let loss = report.loss;
+            let seen = Seen {
+                tried: self.now.0,
+                time: Some(self.now.0),
+                bytes: match report.outcome {
+                    Ended::Done => report.bytes_after,
+                    _ => bytes,
+                },
+                next: report.next,
+                held: (report.outcome == Ended::Held).then_some((loss.lost, loss.of)),
+                means: Some(means),
+                generation: report.generation.clone(),
+            };
+            self.remember(key, &seen);
         }
         Ok(Did::Looked(Box::new(report)))
+    }
+
+    /// By what a backup is looked at.
+    fn means(&self, retention: &UserRetention) -> u32 {
+        let p = &self.policy;
+        let sizes = (p.min, p.max, p.settings.chunk_max, p.threshold);
+        compacted::means(&format!("{retention:?} {} {sizes:?}", p.brake))
     }
 
     /// Whose a backup is; for one named by path, as its log says.
@@ -140,18 +192,8 @@ impl Work<'_> {
         }
     }
 
-    fn remember(&self, key: &str, report: &Report, bytes: u64) {
-        let held = (report.outcome == Ended::Held).then_some((report.loss.lost, report.loss.of));
-        let seen = Seen {
-            time: self.now.0,
-            bytes: match report.outcome {
-                Ended::Done => report.bytes_after,
-                _ => bytes,
-            },
-            next: report.next,
-            held,
-        };
-        if let Err(e) = self.compacted.set(key, &seen) {
+    fn remember(&self, key: &str, seen: &Seen) {
+        if let Err(e) = self.compacted.set(key, seen) {
             log::warn!("cannot remember what was compacted: {e}");
         }
     }
@@ -231,10 +273,12 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     }
     priority::lower();
     crate::store::verify::clean(&c.config.backup_staging_path());
-    let last = |chosen: &Chosen| Some(work.seen.get(chosen.key.as_ref()?)?.time);
+    let last = |chosen: &Chosen| Some(work.seen.get(chosen.key.as_ref()?)?.tried);
     chosen.sort_by_key(last);
     let mut sums = Sums::default();
     let mut damaged = false;
+    let named = (chosen.len() + found.missing.len() == 1 && !args.all).then_some(());
+    let mut alone = None;
     let mut tell = |chosen: &Chosen, did: &Result<Did>| {
         sums.add(did);
         match did {
@@ -244,6 +288,8 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
             Ok(_) => {}
             Err(e) => {
                 damaged |= e.kind() == Kind::Damaged;
+                // One that was named: its own reason.
+                alone = named.map(|()| e.kind());
                 c.complain(&chosen.name(), e);
                 work.event(&format!(
                     "not compacted user=<{}> error=<{e}>",
@@ -296,10 +342,9 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         work.event(&text);
         log::info!("{text}");
     }
-    Ok(if damaged {
-        Outcome::Status(status(Kind::Damaged))
-    } else {
-        c.outcome()
+    Ok(match alone.or(damaged.then_some(Kind::Damaged)) {
+        Some(kind) => Outcome::Status(status(kind)),
+        None => c.outcome(),
     })
 }
 

@@ -98,8 +98,12 @@ impl Row {
             (Ok(summary), Some(key)) => time_of(&known.proofs, key, &summary.generation),
             _ => None,
         };
+        let seen = match (&looked.summary, &key) {
+            (Ok(summary), Some(key)) => known.seen_of(key, summary).cloned(),
+            _ => None,
+        };
         Row {
-            seen: key.as_ref().and_then(|key| known.seen.get(key)).cloned(),
+            seen,
             key,
             path: chosen.path.display().to_string(),
             looked,
@@ -129,7 +133,7 @@ impl Row {
             "last_sync": self.summary().and_then(|s| s.last_time),
             "last_change": self.summary().and_then(|s| s.last_change),
             "proven": self.proven,
-            "compacted": self.seen.as_ref().map(|s| s.time),
+            "compacted": self.seen.as_ref().and_then(|s| s.time),
             "held": held_json(self.seen.as_ref()),
             "chunks": n(|s| s.chunks),
             "mailboxes": n(|s| s.mailboxes),
@@ -174,8 +178,8 @@ impl Row {
 pub(super) struct Known {
     /// When they were proven.
     pub proofs: HashMap<String, Proved>,
-    /// What compaction found.
-    pub seen: HashMap<String, Seen>,
+    /// What compaction found, by owner.
+    seen: HashMap<String, Seen>,
 }
 
 impl Known {
@@ -185,6 +189,11 @@ impl Known {
             proofs: c.proven().all()?,
             seen: c.compacted().all()?,
         })
+    }
+
+    /// What compaction found at its last look at this log, not at one its owner had before.
+    pub fn seen_of(&self, key: &str, summary: &Summary) -> Option<&Seen> {
+        self.seen.get(key)?.of(&summary.generation)
     }
 }
 

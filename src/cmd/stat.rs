@@ -41,6 +41,7 @@ pub fn job(m: &Matches) -> Result<Job> {
 fn row(chosen: &Chosen, mut looked: Looked, known: &Known, now: Timestamp) -> Result<Value> {
     let s = looked.summary?;
     let key = chosen.key.clone().or(looked.key.take()).unwrap_or_default();
+    let seen = known.seen_of(&key, &s);
     Ok(json!({
         "userid": key,
         "path": chosen.path.display().to_string(),
@@ -49,8 +50,8 @@ fn row(chosen: &Chosen, mut looked: Looked, known: &Known, now: Timestamp) -> Re
         "last_sync": s.last_time,
         "last_change": s.last_change,
         "proven": time_of(&known.proofs, &key, &s.generation),
-        "compacted": known.seen.get(&key).map(|s| s.time),
-        "held": held_json(known.seen.get(&key)),
+        "compacted": seen.and_then(|s| s.time),
+        "held": held_json(seen),
         "chunks": s.chunks,
         "mailboxes": s.mailboxes,
         "messages": s.messages,

@@ -30,7 +30,7 @@ impl Sums {
     pub fn add(&mut self, did: &Result<Did>) {
         match did {
             Err(_) => self.failed += 1,
-            Ok(Did::Still) => self.nothing += 1,
+            Ok(Did::Still | Did::Gone) => self.nothing += 1,
             Ok(Did::Looked(report)) => match report.outcome {
                 Ended::Nothing => self.nothing += 1,
                 Ended::Held => self.held += 1,
@@ -64,7 +64,8 @@ pub fn as_text(
     let report = match did {
         Ok(Did::Looked(report)) => report,
         // Of thousands only those are told in which something was done.
-        Ok(Did::Still) if args.all => return Ok(()),
+        Ok(Did::Still | Did::Gone) if args.all => return Ok(()),
+        Ok(Did::Gone) => return out.line(format_args!("{name}: deleted meanwhile")),
         Ok(Did::Still) => return out.line(format_args!("{name}: nothing to do")),
         Err(_) => return Ok(()),
     };
@@ -114,6 +115,9 @@ pub fn as_json(chosen: &Chosen, did: &Result<Did>, took: Duration) -> Value {
         }
         Ok(Did::Still) => {
             add("status", "nothing".into());
+        }
+        Ok(Did::Gone) => {
+            add("status", "gone".into());
         }
         Ok(Did::Looked(report)) => {
             let status = match report.outcome {

@@ -25,9 +25,11 @@ mod run;
 mod state;
 mod survey;
 mod switch;
+mod tidy;
 
 pub use run::compact;
 pub(super) use switch::finish_interrupted;
+pub use tidy::is_left;
 
 use super::backup::Settings;
 use super::lock::Wait;

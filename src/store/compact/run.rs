@@ -3,6 +3,7 @@
 use super::making::Making;
 use super::need::Times;
 use super::survey::{Reading, Survey};
+use super::tidy::tidy;
 use super::{Outcome, Policy, Report, new_path, switch};
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
@@ -33,6 +34,9 @@ pub fn compact(
         .len()
         == 0
     {
+        if !policy.dry_run {
+            tidy(path)?;
+        }
         return Ok(Report::default());
     }
     match attempt(path, key, policy, times, scratch, Reading::Whole) {
@@ -58,6 +62,9 @@ fn attempt(
     let key = own.as_deref().unwrap_or(key);
     let survey = Survey::make(&reader, policy, times, reading)?;
     if survey.report.outcome != Outcome::Done || policy.dry_run {
+        if !policy.dry_run {
+            tidy(path)?;
+        }
         return Ok(survey.report);
     }
     let lock =
