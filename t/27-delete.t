@@ -163,6 +163,18 @@ def interrupted(rig):
     expect_equal([o["path"] for o in deleted(rig, "gina")], [one["path"]], "it stayed deleted")
 
 
+@case("interrupted between its steps: undo finishes it first, and brings it back whole")
+def interrupted_undo(rig):
+    made(rig, "ulla")
+    path = rig.to.data_file("ulla")
+    os.rename(path, "%s.deleted.%d" % (path, time.time()))
+    said = asked(rig, "delete", "--undo", "ulla")
+    expect("ulla: brought back: " + path in said, "what is said", [said])
+    asked(rig, "verify", "ulla")
+    rig.sync("-u", "ulla")
+    rig.whole("ulla")
+
+
 @case("backups.db is lost: rescan knows what was deleted")
 def rescan(rig):
     made(rig, "hugo")

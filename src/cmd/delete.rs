@@ -6,6 +6,7 @@
 
 use super::args::{self, usage};
 use super::clock::{self, Look};
+use super::erase::{lying_about, names};
 use super::output::{Out, plain, when};
 use super::select::{self, Select};
 use super::{Context, Job, Outcome};
@@ -16,6 +17,7 @@ use crate::store::lock::Wait;
 use crate::util::time::now;
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
+use std::path::PathBuf;
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,8 +81,9 @@ impl Args {
 /// What became of one backup.
 enum Done {
     Deleted(Former),
-    Back(Former, std::path::PathBuf),
-    Removed(Former, Removed),
+    Back(Former, PathBuf),
+    /// And what may be of the owner still.
+    Removed(Former, Removed, Vec<PathBuf>),
     Failed(String, Error),
 }
 
@@ -103,6 +106,14 @@ fn delete(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<Done> 
 
 fn undo(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<Done> {
     let catalog = c.catalog();
+    for key in keys {
+        // A deletion that was interrupted is finished first.
+        if let Some(path) = catalog.lookup(key)? {
+            if !path.exists() {
+                former::settle(&catalog, key, &path, &c.namespace)?;
+            }
+        }
+    }
     let mut found = former::list(&catalog, None)?;
     found.retain(|f| keys.iter().any(|key| *key == f.key || *key == f.owner));
     // The last one.
@@ -135,7 +146,12 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
             let grace = c.config.backup_delete_grace();
             former::expire(&c.catalog(), grace, now, &mut |former, done| {
                 told.push(match done {
-                    Ok(removed) => Done::Removed(former.clone(), removed),
+                    Ok(removed) => {
+                        let known = std::slice::from_ref(&former.path);
+                        let left = lying_about(c, &former.owner, known)?;
+                        let left = left.into_iter().flat_map(|log| log.files).collect();
+                        Done::Removed(former.clone(), removed, left)
+                    }
                     Err(e) => Done::Failed(former.key.clone(), e),
                 });
                 Ok(())
@@ -186,12 +202,13 @@ fn as_json(done: &Done, c: &Context) -> Value {
             "key": former.owner,
             "path": path.to_string_lossy(),
         }),
-        Done::Removed(former, removed) => json!({
+        Done::Removed(former, removed, left) => json!({
             "userid": former.owner,
             "status": "removed",
             "key": former.key,
             "files": removed.files.len(),
             "bytes": removed.bytes,
+            "left": names(left),
         }),
         Done::Failed(name, e) => {
             json!({ "userid": name, "status": "failed", "error": e.to_string() })
@@ -212,12 +229,18 @@ fn as_text(done: &Done, c: &Context, out: &mut Out) -> Result<()> {
             plain(&former.owner),
             plain(&path.display().to_string())
         )),
-        Done::Removed(former, removed) => out.line(format_args!(
-            "{}: removed: {} files, {} bytes",
-            plain(&former.key),
-            removed.files.len(),
-            removed.bytes
-        )),
+        Done::Removed(former, removed, left) => {
+            out.line(format_args!(
+                "{}: removed: {} files, {} bytes",
+                plain(&former.key),
+                removed.files.len(),
+                removed.bytes
+            ))?;
+            left.iter().try_for_each(|file| {
+                let file = file.display().to_string();
+                out.line(format_args!("without an entry: {}", plain(&file)))
+            })
+        }
         Done::Failed(..) => Ok(()),
     }
 }

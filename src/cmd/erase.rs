@@ -1,30 +1,37 @@
 //! `erase`: removes for good and at once, without grace.
 //!
-//! Messages, by GUID: the log is compacted without their bodies, whatever retention says, and
-//! previous logs kept beside it go. What the log says of them besides (size, flags, times) stays, so
-//! that nothing else changes. A message that the server still has is refused: it would come again.
+//! Messages, by GUID: the log is compacted without their bodies. Nothing else goes with them, whatever
+//! retention and the clock say: what is not named is kept for ever here. Previous logs kept beside it
+//! go, also when the body is in these alone. What the log says of them besides (size, flags, times)
+//! stays. A message that the server still has is refused: it would come again.
 //!
 //! A whole backup with everything that was kept of it: the log and its index, deleted backups of the
-//! same owner, damaged copies, previous files. That it was done is recorded in
-//! `backups.db.erased`. What other hosts, snapshots and tapes hold is not ours to reach.
+//! same owner, damaged copies, previous files, and logs of his that lie about without an entry. What
+//! may be his and cannot be read is named and left.
+//!
+//! What is done is recorded in `backups.db.erased` before it is begun, and with its sums at the end.
+//! Other backups of this host that have it, too, are named. What other hosts, snapshots and tapes
+//! hold is not ours to reach.
 
 use super::args::{self, usage};
-use super::compact::{policy, whose};
+use super::compact::policy;
 use super::output::{Out, plain};
-use super::select::{self, Select};
+use super::select::{self, Chosen, Select};
 use super::{Context, Job, Outcome, status};
 use crate::cyrus::config::retention::UserRetention;
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
-use crate::store::backup::Settings;
-use crate::store::compact::need::{self, Times};
+use crate::store::compact::need::Times;
 use crate::store::compact::{Policy, compact};
+use crate::store::index::Index;
 use crate::store::lock::Wait;
-use crate::store::{erased, former};
+use crate::store::reader::{Reader, Stale, ask_still};
+use crate::store::{beside, erased, former, index, orphan};
 use crate::util::time::now;
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 
 /// What was typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +78,10 @@ impl Args {
                     let guid = Guid::parse(word.as_bytes());
                     guid.ok_or_else(|| usage(format!("{word} is not a GUID")))
                 };
-                (select, words.iter().map(guid).collect::<Result<_>>()?)
+                let mut guids: Vec<Guid> = words.iter().map(guid).collect::<Result<_>>()?;
+                let mut seen = HashSet::new();
+                guids.retain(|guid| seen.insert(*guid));
+                (select, guids)
             }
         };
         Ok(Args {
@@ -92,16 +102,58 @@ struct Gone {
     removed: Vec<PathBuf>,
     /// What may hold them still.
     left: Vec<PathBuf>,
+    others: Others<Guid>,
 }
 
-fn messages(args: &Args, c: &Context) -> Result<Gone> {
-    let chosen = args.select.find_one(&c.catalog(), &c.namespace)?;
-    let view = c.open(&chosen, c.repair())?;
-    let (key, index) = (view.key.clone(), view.index());
+/// Other backups on this host.
+struct Others<T> {
+    /// Whose has what.
+    have: Vec<(String, T)>,
+    /// Which could not be asked.
+    unasked: Vec<String>,
+}
+
+impl<T> Others<T> {
+    /// Asks all but that at `path`.
+    fn ask(
+        c: &Context,
+        path: &Path,
+        mut question: impl FnMut(&Index) -> Result<Vec<T>>,
+    ) -> Result<Others<T>> {
+        let mut found = Others {
+            have: Vec::new(),
+            unasked: Vec::new(),
+        };
+        for (key, other) in c.catalog().list()? {
+            let is_empty = std::fs::metadata(&other).is_ok_and(|m| m.len() == 0);
+            if other == path || is_empty {
+                continue;
+            }
+            let answer = match ask_still(&other, &mut |index, _| question(index)) {
+                Ok(Some(answer)) => Ok(answer),
+                _ => Reader::open(&other, Stale::Refuse).and_then(|r| question(r.index())),
+            };
+            match answer {
+                Ok(answer) => {
+                    let have = answer.into_iter().map(|what| (key.clone(), what));
+                    found.have.extend(have);
+                }
+                Err(e) => {
+                    log::info!("not asked: {}", e.for_user(&key));
+                    found.unasked.push(key);
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Refuses what is alive, and tells which have a body in the log.
+fn in_log(args: &Args, c: &Context, key: &str, index: &Index) -> Result<HashSet<Guid>> {
+    let mut found = HashSet::new();
     for guid in &args.messages {
-        if index.body(*guid)?.is_none() {
-            let what = format!("no body of message {guid}");
-            return Err(Error::new(Kind::NotFound, what).for_user(&key));
+        if index.body(*guid)?.is_some() {
+            found.insert(*guid);
         }
         for row in index.records_of(*guid)? {
             let mailbox = index.mailbox_by_id(row.mailbox_id)?;
@@ -115,34 +167,57 @@ fn messages(args: &Args, c: &Context) -> Result<Gone> {
                      sync, or --force",
                     row.record.uid
                 );
-                return Err(Error::new(Kind::Denied, what).for_user(&key));
+                return Err(Error::new(Kind::Denied, what).for_user(key));
             }
         }
     }
-    let (userid, domain) = whose(&key);
-    let (retention, always) = (
-        c.config.retention().of(userid, domain, &c.namespace),
-        UserRetention::always(None),
-    );
-    let now = now();
-    let mut times = Times {
-        retention: &retention,
-        namespace: &c.namespace,
-        now,
-    };
-    let loss = need::survey(index, &times)?.loss;
-    if loss.brakes(c.config.backup_compact_brake()) {
-        // What the brake holds stays held: only what was named goes.
-        times.retention = &always;
+    Ok(found)
+}
+
+/// Whether a previous log has a message. One that does not read may have it.
+fn in_previous(c: &Context, path: &Path, guid: Guid) -> bool {
+    let beside = index::path_of(path);
+    let was_there = beside.exists();
+    let path = path.to_owned();
+    let view = c.open(&Chosen { key: None, path }, c.repair());
+    let has = view.and_then(|view| view.index().body(guid));
+    if !was_there {
+        let _ = index::remove(&beside);
     }
+    has.map_or(true, |body| body.is_some())
+}
+
+fn messages(args: &Args, c: &Context) -> Result<Gone> {
+    let chosen = args.select.find_one(&c.catalog(), &c.namespace)?;
+    let path = &chosen.path;
+    let view = c.open(&chosen, c.repair())?;
+    let key = view.key.clone();
+    let here = in_log(args, c, &key, view.index())?;
     drop(view);
-    let policy = Policy {
-        keep_previous: false,
-        erase: args.messages.iter().copied().collect(),
-        ..policy(c, 1, true, args.wait)
-    };
-    let scratch = c.config.backup_staging_path();
-    compact(&chosen.path, &key, &policy, &times, &scratch)?;
+    let previous = beside::beside(path)?.previous;
+    for guid in args.messages.iter().filter(|guid| !here.contains(guid)) {
+        if !previous.iter().any(|log| in_previous(c, log, *guid)) {
+            let what = format!("no body of message {guid}");
+            return Err(Error::new(Kind::NotFound, what).for_user(&key));
+        }
+    }
+    let (db, now) = (c.config.backup_db_path(), now());
+    for guid in &args.messages {
+        erased::append(&db, now, &format!("user=<{key}> message={guid} begun"))?;
+    }
+    if !here.is_empty() {
+        let policy = Policy {
+            keep_previous: false,
+            erase: here,
+            ..policy(c, 1, true, args.wait)
+        };
+        let times = Times {
+            retention: &UserRetention::always(None),
+            namespace: &c.namespace,
+            now,
+        };
+        compact(path, &key, &policy, &times, &c.config.backup_staging_path())?;
+    }
     let view = c.open(&chosen, c.repair())?;
     for guid in &args.messages {
         if view.index().body(*guid)?.is_some() {
@@ -152,30 +227,75 @@ fn messages(args: &Args, c: &Context) -> Result<Gone> {
         }
     }
     drop(view);
-    let (removed, left) = former::previous(&chosen.path)?;
+    let removed = beside::remove_previous(path)?;
     for guid in &args.messages {
         let what = format!("user=<{key}> message={guid} previous={}", removed.len());
-        erased::append(&c.config.backup_db_path(), now, &what)?;
+        erased::append(&db, now, &what)?;
     }
+    let mut left = beside::beside(path)?.aside;
+    let owner = former::owner_of(&key).unwrap_or(&key);
+    for other in lying_about(c, owner, std::slice::from_ref(path))? {
+        left.extend(other.files);
+    }
+    let others = Others::ask(c, path, |index| {
+        let mut have = Vec::new();
+        for guid in &args.messages {
+            if index.body(*guid)?.is_some() {
+                have.push(*guid);
+            }
+        }
+        Ok(have)
+    })?;
     Ok(Gone {
         key,
         messages: args.messages.len(),
         removed,
         left,
+        others,
     })
+}
+
+/// What lies in the partitions without an entry and may be of an owner.
+pub(super) fn lying_about(
+    c: &Context,
+    owner: &str,
+    known: &[PathBuf],
+) -> Result<Vec<orphan::Unnamed>> {
+    let partitions = c.config.backup_partitions().into_iter();
+    let partitions: Vec<PathBuf> = partitions.map(|(_, dir)| dir).collect();
+    orphan::unnamed(&partitions, owner, known, &c.namespace, &c.catalog())
+}
+
+/// Files by name, to be told.
+pub(super) fn names(files: &[PathBuf]) -> Vec<String> {
+    files.iter().map(|f| f.display().to_string()).collect()
+}
+
+fn tell_left(out: &mut Out, left: &[PathBuf]) -> Result<()> {
+    for file in names(left) {
+        out.line(format_args!("may hold them still: {}", plain(&file)))?;
+    }
+    Ok(())
+}
+
+fn tell_unasked(out: &mut Out, unasked: &[String]) -> Result<()> {
+    for key in unasked {
+        out.line(format_args!("could not be asked: {}", plain(key)))?;
+    }
+    Ok(())
 }
 
 fn run_messages(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     let gone = messages(args, c)?;
-    let names = |files: &[PathBuf]| -> Vec<String> {
-        files.iter().map(|f| f.display().to_string()).collect()
-    };
+    let other = |(key, guid): &(String, Guid)| json!({"userid": key, "guid": guid.to_string()});
     if args.json {
         let fields = [
             ("userid", gone.key.as_str().into()),
             ("messages", gone.messages.into()),
             ("removed", names(&gone.removed).into()),
             ("left", names(&gone.left).into()),
+            ("others", gone.others.have.iter().map(other).collect()),
+            ("unasked", gone.others.unasked.as_slice().into()),
         ];
         out.document(&fields, |_| Ok(()))?;
         return Ok(Outcome::Well);
@@ -186,11 +306,13 @@ fn run_messages(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         gone.messages,
         gone.removed.len()
     ))?;
-    for file in names(&gone.left) {
-        out.line(format_args!("may hold them still: {}", plain(&file)))?;
+    tell_left(out, &gone.left)?;
+    for (key, guid) in &gone.others.have {
+        out.line(format_args!("{} has it, too: {guid}", plain(key)))?;
     }
+    tell_unasked(out, &gone.others.unasked)?;
     out.line(format_args!(
-        "Not reached: deleted backups, second copies, snapshots, and other backup hosts."
+        "Not reached: other backups, second copies, snapshots, and other backup hosts."
     ))?;
     Ok(Outcome::Well)
 }
@@ -201,19 +323,28 @@ struct Erased {
     backups: usize,
     files: usize,
     bytes: u64,
+    /// What may be of it still.
+    left: Vec<PathBuf>,
+    /// Backups that have a part of its past, under another name.
+    others: Vec<String>,
+    unasked: Vec<String>,
+}
+
+impl Erased {
+    fn add(&mut self, removed: &former::Removed) {
+        self.backups += 1;
+        self.files += removed.files.len();
+        self.bytes += removed.bytes;
+    }
 }
 
 fn whole(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<(String, Erased)> {
     let catalog = c.catalog();
-    let settings = Settings {
-        level: c.config.backup_ingest_level(),
-        chunk_max: c.config.backup_chunk_max(),
-    };
     let mut owner = None;
     for key in keys.iter().filter(|key| !former::is_former(key)) {
         if catalog.lookup(key)?.is_some() {
             // Out of use first: what is interrupted from here on is at least deleted.
-            former::delete(&catalog, key, wait, settings, &c.namespace, now())?;
+            former::delete(&catalog, key, wait, c.settings(), &c.namespace, now())?;
             owner = Some(key.clone());
             break;
         }
@@ -223,20 +354,58 @@ fn whole(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<(String
         Some(owner) => formers.retain(|f| f.owner == *owner),
         None => formers.retain(|f| keys.iter().any(|key| *key == f.key || *key == f.owner)),
     }
-    let owner = owner.or_else(|| formers.first().map(|f| f.owner.clone()));
+    let mut owner = owner.or_else(|| formers.first().map(|f| f.owner.clone()));
+    if owner.is_none() {
+        for key in keys.iter().filter(|key| !former::is_former(key)) {
+            if lying_about(c, key, &[])?.iter().any(|log| log.is_his) {
+                owner = Some(key.clone());
+                break;
+            }
+        }
+    }
     let owner = owner.ok_or_else(|| Error::new(Kind::NotFound, format!("{name}: no backup")))?;
+    // All of the owner's, or one deleted backup that was named by its key.
+    let is_all = keys.contains(&owner);
+    let (db, now) = (c.config.backup_db_path(), now());
+    match is_all {
+        true => erased::whole(&db, now, &owner, now, "begun")?,
+        false => {
+            let what = format!("user=<{owner}> key=<{name}> begun");
+            erased::append(&db, now, &what)?;
+        }
+    }
+    let known: Vec<PathBuf> = formers.iter().map(|f| f.path.clone()).collect();
+    let ids: Vec<String> = formers
+        .iter()
+        .flat_map(|f| former::inbox_of(&f.key))
+        .collect();
     let mut done = Erased::default();
     for former in &formers {
-        let removed = former::remove(&catalog, former, wait)?;
-        done.backups += 1;
-        done.files += removed.files.len();
-        done.bytes += removed.bytes;
+        done.add(&former::remove(&catalog, former, wait)?);
+    }
+    for log in lying_about(c, &owner, &known)? {
+        match log.is_his && is_all {
+            true => done.add(&orphan::remove(&log, &catalog, wait)?),
+            false => done.left.extend(log.files),
+        }
     }
     let what = format!(
         "user=<{owner}> backups={} files={} bytes={}",
         done.backups, done.files, done.bytes
     );
-    erased::append(&c.config.backup_db_path(), now(), &what)?;
+    erased::append(&db, now, &what)?;
+    if !ids.is_empty() {
+        let others = Others::ask(c, Path::new(""), |index| {
+            for id in &ids {
+                if index.mailbox(id)?.is_some() {
+                    return Ok(vec![()]);
+                }
+            }
+            Ok(Vec::new())
+        })?;
+        done.others = others.have.into_iter().map(|(key, ())| key).collect();
+        done.unasked = others.unasked;
+    }
     Ok((owner, done))
 }
 
@@ -270,6 +439,14 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
                     done.files,
                     done.bytes
                 ))?;
+                tell_left(out, &done.left)?;
+                for key in &done.others {
+                    let key = plain(key);
+                    out.line(format_args!(
+                        "{key} has a part of its past, under that name"
+                    ))?;
+                }
+                tell_unasked(out, &done.unasked)?;
             }
         }
         if told.iter().any(|(_, done)| done.is_ok()) {
@@ -293,6 +470,9 @@ fn as_json((name, done): &(String, Result<(String, Erased)>)) -> Value {
             "backups": done.backups,
             "files": done.files,
             "bytes": done.bytes,
+            "left": names(&done.left),
+            "others": done.others,
+            "unasked": done.unasked,
         }),
         Err(e) => json!({ "userid": name, "status": "failed", "error": e.to_string() }),
     }
@@ -309,6 +489,8 @@ mod tests {
         let guid = "795629bdee9bdb3eb6b34379a38bf20bd3d78c0d";
         let one = args(&["anna", guid, "--force"]).unwrap();
         assert!(one.force && one.messages.len() == 1);
+        let twice = args(&["anna", guid, guid]).unwrap();
+        assert_eq!(twice.messages.len(), 1);
         for bad in [
             &["anna"][..],
             &["anna", "xyz"],

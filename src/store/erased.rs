@@ -1,21 +1,62 @@
 //! The record of what was erased for good: `backups.db.erased`, lines of text beside the catalogue.
 //!
 //! `<time> <seconds since 1970> <what>`; only ever appended to, and on disk when [`append`] returns.
-//! It holds names, and no mail. Nothing reads it but people.
+//! It holds names, and no mail.
+//!
+//! People read it, and [`until`]: a line `user=<KEY> whole=<seconds> ...` is written before a whole
+//! backup goes, and says up to when. A log of that owner without an entry that has nothing later is
+//! a copy of what was erased, and not taken for his backup by itself.
 
 use crate::error::{Error, Result};
 use crate::util::time::{Timestamp, iso};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+fn beside(backups_db: &Path) -> PathBuf {
+    let mut path = backups_db.as_os_str().to_owned();
+    path.push(".erased");
+    path.into()
+}
+
+fn clean(what: &str) -> String {
+    what.replace(char::is_control, "?")
+}
+
+/// Says, before it goes, that what a backup of `key` had up to a time is erased.
+pub fn whole(
+    backups_db: &Path,
+    now: Timestamp,
+    key: &str,
+    until: Timestamp,
+    why: &str,
+) -> Result<()> {
+    let what = format!("user=<{key}> whole={} {why}", until.0);
+    append(backups_db, now, &what)
+}
+
+/// Up to when all that `key` had was erased, if it ever was; seconds since 1970.
+pub fn until(backups_db: &Path, key: &str) -> Result<Option<i64>> {
+    let path = beside(backups_db);
+    let text = match std::fs::read(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        text => text.map_err(|e| Error::io("cannot read", e).at(&path))?,
+    };
+    let start = clean(&format!("user=<{key}> whole="));
+    let text = String::from_utf8_lossy(&text);
+    let times = text.lines().filter_map(|line| {
+        let rest = line.splitn(3, ' ').nth(2)?.strip_prefix(&start)?;
+        rest.split(' ').next()?.parse().ok()
+    });
+    Ok(times.max())
+}
 
 /// Adds a line.
 pub fn append(backups_db: &Path, now: Timestamp, what: &str) -> Result<()> {
-    let mut path = backups_db.as_os_str().to_owned();
-    path.push(".erased");
-    let path = Path::new(&path);
-    let what = what.replace(char::is_control, "?");
+    let path = beside(backups_db);
+    let path = path.as_path();
+    let what = clean(what);
     let line = format!("{} {} {what}\n", iso(now), now.0);
     let mut options = File::options();
     options.append(true).create(true).mode(0o600);
@@ -25,4 +66,32 @@ pub fn append(backups_db: &Path, now: Timestamp, what: &str) -> Result<()> {
         file.sync_all()
     };
     write().map_err(|e| Error::io("cannot record", e).at(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_about_a_whole_backup_counts() {
+        let name = format!("cyr_backup-erased-{}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir(&dir).unwrap();
+        let db = dir.join("backups.db");
+        let ask = |key: &str| until(&db, key).unwrap();
+        assert_eq!(ask("anna"), None);
+        let now = Timestamp(1000);
+        append(&db, now, "user=<anna> message=00 begun").unwrap();
+        append(&db, now, "user=<anna> backups=1 files=2 bytes=3").unwrap();
+        append(&db, now, "user=<x> user=<anna> whole=5000 begun").unwrap();
+        assert_eq!(ask("anna"), None);
+        whole(&db, now, "anna", Timestamp(900), "expired").unwrap();
+        whole(&db, now, "anna", Timestamp(800), "begun").unwrap();
+        whole(&db, now, "a b\nc", Timestamp(700), "begun").unwrap();
+        assert_eq!(
+            (ask("anna"), ask("ann"), ask("a b\nc")),
+            (Some(900), None, Some(700))
+        );
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 }

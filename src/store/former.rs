@@ -16,6 +16,7 @@
 
 use super::backup::{Backup, Settings};
 use super::catalog::Catalog;
+use super::erased;
 use super::index::{self, Index};
 use super::lock::{Create, DataLock, Wait};
 use super::reader::{Reader, Stale};
@@ -66,6 +67,16 @@ pub fn is_former(key: &str) -> bool {
 pub fn owner_of(key: &str) -> Option<&str> {
     let (owner, id) = key.strip_prefix(FORMER)?.rsplit_once('/')?;
     (!owner.is_empty() && !id.is_empty()).then_some(owner)
+}
+
+/// What the INBOX of a deleted backup may have been called: the end of its key, also without a number
+/// that was put behind it.
+pub fn inbox_of(key: &str) -> Vec<String> {
+    let Some((_, id)) = key.strip_prefix(FORMER).and_then(|k| k.rsplit_once('/')) else {
+        return Vec::new();
+    };
+    let stem = id.rsplit_once('.').map(|(stem, _)| stem);
+    stem.into_iter().chain([id]).map(str::to_owned).collect()
 }
 
 /// The path a deleted log had before, and when it was deleted.
@@ -225,13 +236,11 @@ pub fn settle(catalog: &Catalog, key: &str, path: &Path, ns: &Namespace) -> Resu
         {
             return Ok(None);
         }
+        rename_index(path, &to)?;
+        sync_folder(&to)?;
         let reader = Reader::open(&to, Stale::Refuse).ok();
         let id = id_of(reader.as_ref().map(Reader::index), &to, ns);
         drop(reader);
-        let left = index::path_of(path);
-        if left.exists() {
-            index::remove(&left)?;
-        }
         let former = enter(catalog, key, &id, path, &to)?;
         drop(lock);
         log::warn!(
@@ -277,7 +286,7 @@ pub fn undo(catalog: &Catalog, former: &Former, wait: Wait) -> Result<PathBuf> {
 }
 
 /// Removes for good the deleted backups whose time of grace is over; hands each to `tell`. One that
-/// fails does not keep the others.
+/// fails does not keep the others. Each is on record before it goes.
 pub fn expire(
     catalog: &Catalog,
     grace: Duration,
@@ -286,9 +295,15 @@ pub fn expire(
 ) -> Result<()> {
     let grace = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
     for former in list(catalog, None)? {
-        let over = former.deleted.map(|t| t.0.saturating_add(grace));
-        if over.is_some_and(|t| t <= now.0) {
-            tell(&former, remove(catalog, &former, Wait::No))?;
+        let Some(deleted) = former.deleted else {
+            continue;
+        };
+        if deleted.0.saturating_add(grace) <= now.0 {
+            let record = erased::whole(catalog.path(), now, &former.owner, deleted, "expired");
+            tell(
+                &former,
+                record.and_then(|()| remove(catalog, &former, Wait::No)),
+            )?;
         }
     }
     Ok(())
@@ -335,7 +350,7 @@ pub fn remove(catalog: &Catalog, former: &Former, wait: Wait) -> Result<Removed>
 }
 
 impl Removed {
-    fn unlink(&mut self, file: PathBuf) -> Result<()> {
+    pub(super) fn unlink(&mut self, file: PathBuf) -> Result<()> {
         let bytes = fs::metadata(&file).map_or(0, |m| m.len());
         match fs::remove_file(&file) {
             Ok(()) => {
@@ -349,30 +364,8 @@ impl Removed {
     }
 }
 
-/// Removes the previous logs that were kept beside one, `<log>.<seconds>`. These, and what else may
-/// hold its mail: copies that were set aside as damaged.
-pub fn previous(path: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
-    let mut removed = Removed::default();
-    let mut left = Vec::new();
-    for file in siblings(path, ".")? {
-        let behind = file.to_string_lossy();
-        let behind = behind.rsplit('.').next().unwrap_or_default();
-        let is_number = !behind.is_empty() && behind.bytes().all(|b| b.is_ascii_digit());
-        if !is_number {
-            continue;
-        }
-        if file == with(path, &format!(".{behind}")) {
-            removed.unlink(file)?;
-        } else if file == with(path, &format!(".damaged.{behind}")) {
-            left.push(file);
-        }
-    }
-    sync_folder(path)?;
-    Ok((removed.files, left))
-}
-
 /// The path with something behind it.
-fn with(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn with(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
@@ -407,13 +400,17 @@ pub(super) fn siblings(path: &Path, suffix: &str) -> Result<Vec<PathBuf>> {
 /// can be made again.
 fn rename_both(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(|e| Error::io("cannot rename", e).at(from))?;
+    rename_index(from, to)?;
+    sync_folder(to)
+}
+
+fn rename_index(from: &Path, to: &Path) -> Result<()> {
     let (index, new) = (index::path_of(from), index::path_of(to));
     let wal = fs::metadata(with(&index, "-wal")).map_or(0, |m| m.len());
     if wal == 0 && index.exists() {
         fs::rename(&index, &new).map_err(|e| Error::io("cannot rename", e).at(&index))?;
     }
-    index::remove(&index)?;
-    sync_folder(to)
+    index::remove(&index)
 }
 
 #[cfg(test)]
@@ -428,6 +425,8 @@ mod tests {
         for bad in ["anna", "%FORMER/anna", "%FORMER//u", "%FORMER/anna/"] {
             assert_eq!(owner_of(bad), None, "{bad}");
         }
+        assert_eq!(inbox_of("%FORMER/a/b/u1"), ["u1"]);
+        assert_eq!(inbox_of("%FORMER/anna/u1.2"), ["u1", "u1.2"]);
         let split = |p: &str| split(Path::new(p)).map(|(p, t)| (p.display().to_string(), t.0));
         assert_eq!(
             split("/b/a/anna_x.deleted.17"),

@@ -3,6 +3,7 @@
 
 pub mod ahead;
 pub mod backup;
+pub mod beside;
 pub mod catalog;
 pub mod clock;
 pub mod compact;

@@ -1,0 +1,272 @@
+#!/usr/bin/env python3
+"""erase takes what was named, all of it that lies on this host, and nothing else: not what
+retention would drop, and not less where a move or an erase was killed before."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
+from cyrusrig import *
+from cyrusrig import sandbox
+
+TWO = temp_dir("cyrusrig-two-")
+OPTIONS = {
+    "backup_retention": "2s",
+    "backup_compact_brake": "0",
+    "backup_keep_previous": "yes",
+    "backup_delete_grace": "1s",
+    "backuppartition-two": TWO,
+    "partition_select_exclude": "two",
+    "backup_lock_wait": "3s",
+}
+
+
+def setup():
+    if RECEIVER != "ours":
+        raise Skip("not for receiver %s" % RECEIVER)
+    global rig_tree
+    rig = start_rig(OPTIONS)
+    rig_tree = rig.to.tree
+    return rig
+
+
+def made(rig, user, count=5, expunge=None):
+    """A user with mail; of that some expunged. {uid: guid}."""
+    rig.cyrus.user(user)
+    with rig.cyrus.imap(user) as imap:
+        imap.fill("INBOX", [message("%s%d" % (user, n), to=user, subject="word%s%d" % (user, n)) for n in range(count)])
+    rig.sync("-u", user)
+    held = {int(m["uid"]): m["guid"] for m in rig.to.json("messages", user)["messages"]}
+    if expunge:
+        with rig.cyrus.imap(user) as imap:
+            imap.select("INBOX")
+            imap.expunge(expunge)
+        rig.sync("-u", user)
+    return held
+
+
+def asked(rig, *words, code=0):
+    done = rig.to.tool(*words)
+    expect(done.code == code, "status of %s is %d" % (" ".join(words), code), [str(done)])
+    return done.out + done.err
+
+
+def files_of(user):
+    """All files of the user, by name, in both partitions."""
+    found = []
+    for top in (TWO, rig_tree + "/backup"):
+        for folder, _dirs, names in os.walk(top):
+            found += [os.path.join(folder, n) for n in names if n.startswith(user + "_")]
+    return sorted(found)
+
+
+def holders(user, *guids):
+    """Logs of the user, whatever they are called, in which one of the bodies is."""
+    found = []
+    for path in files_of(user):
+        with open(path, "rb") as file:
+            is_log = file.read(2) == b"\x1f\x8b"
+        if is_log and set(guids) & set(logfile.bodies(path)):
+            found.append(path)
+    return found
+
+
+def copy(path, to):
+    sandbox.make_dir(os.path.dirname(to))
+    shutil.copyfile(path, to)
+    return sandbox.owned(to)
+
+
+def record(rig):
+    path = rig.to.tree + "/conf/backups.db.erased"
+    if not os.path.exists(path):
+        return ""
+    with open(path) as file:
+        return file.read()
+
+
+def kept(rig, user, held, but=()):
+    have = logfile.bodies(rig.to.data_file(user))
+    expect_none([u for u, g in held.items() if u not in but and g not in have], "bodies that are gone but were not named")
+    expect_none([u for u in but if held[u] in have], "bodies that were named and are there")
+    listed = rig.to.json("messages", user, "--deleted")["messages"]
+    expect_equal(sorted(int(m["uid"]) for m in listed), sorted(held), "what is known of the messages")
+
+
+@case("what retention would drop stays: only what was named goes")
+def only_named(rig):
+    held = made(rig, "anna", 10, "2:6")
+    time.sleep(3)
+    said = asked(rig, "erase", "anna", held[3], held[3])
+    kept(rig, "anna", held, [3])
+    expect("anna: erased: 1 messages" in said, "one that is named twice is one", [said])
+    expect_equal(record(rig).count(held[3]), 2, "lines about it: before, and after")
+    rig.sync("-u", "anna")
+    # Of a deleted backup, too.
+    held = made(rig, "bert", 10, "2:6")
+    asked(rig, "delete", "bert")
+    key = [b["key"] for b in rig.to.json("list", "--deleted")["backups"] if b["userid"] == "bert"][0]
+    time.sleep(3)
+    asked(rig, "erase", key, held[2])
+    kept(rig, key, held, [2])
+
+
+@case("it is only in previous logs: they go, with their indexes")
+def previous(rig):
+    held = made(rig, "sven", 5, "2:3")
+    time.sleep(3)
+    asked(rig, "compact", "-F", "sven")
+    path = rig.to.data_file("sven")
+    expect(held[2] not in logfile.bodies(path), "it has expired")
+    old = [p for p in holders("sven", held[2]) if p != path]
+    expect_equal(len(old), 1, "previous logs that have it")
+    expect("no body of message" in asked(rig, "erase", "sven", "1" * 40, code=1), "an unknown one")
+    expect(os.path.exists(old[0]) and not os.path.exists(old[0] + ".index"), "for which nothing is made or removed")
+    asked(rig, "messages", "-f", old[0])
+    for suffix in (".index-wal", ".index.former"):
+        with open(old[0] + suffix, "ab"):
+            pass
+    with open(path + ".damaged.1795442465123", "w") as file:
+        file.write("mail")
+    with open(path + ".damaged.1795442465123.index", "w") as file:
+        file.write("subjects")
+    expect("no body of message" in asked(rig, "erase", "sven", "0" * 40, code=1), "an unknown one")
+    expect(os.path.exists(old[0]), "for which nothing is removed")
+    said = asked(rig, "erase", "sven", held[2])
+    expect("sven: erased: 1 messages, 1 previous logs" in said, "what is said", [said])
+    for suffix in ("", ".index"):
+        expect("may hold them still: %s.damaged.1795442465123%s\n" % (path, suffix) in said, "and what is left", [said])
+        os.unlink(path + ".damaged.1795442465123" + suffix)
+    left = [f for f in files_of("sven") if not f.startswith((path + ".index", path + "\0")) and f != path]
+    expect_equal(left, [], "files beside the log")
+    expect("message=%s previous=1" % held[2] in record(rig), "the record")
+    rig.whole("sven")
+
+
+@case("killed at each removal: run again it is done, and on record")
+def killed(rig):
+    if not shutil.which("strace"):
+        raise Skip("strace is not installed")
+    ended = False
+    for n in range(1, 40):
+        user = "tilda%d" % n
+        held = made(rig, user, 4, "2")
+        with rig.cyrus.imap(user) as imap:
+            imap.append("INBOX", message("more", to=user))
+        rig.sync("-u", user)
+        path = rig.to.data_file(user)
+        copy(path, path + ".1795442465")
+        asked(rig, "messages", "-f", path + ".1795442465")
+        # From outside, as the disk may end it.
+        calls = "unlink,unlinkat,rename,renameat"
+        argv = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + calls, "-e", "inject=%s:signal=KILL:when=%d" % (calls, n)]
+        argv += sandbox.as_cyrus([rig.to.path, "-C", rig.to.conf, "erase", user, held[2]])
+        ended = subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60).returncode == 0
+        expect("message=%s begun" % held[2] in record(rig) or not ended and holders(user, held[2]), "begun is on record (%d)" % n)
+        again = rig.to.tool("erase", user, held[2])
+        expect(again.code == 0 or "no body" in again.err, "run again (%d)" % n, [str(again)])
+        expect_equal(holders(user, held[2]), [], "logs that have it (%d)" % n)
+        expect("message=%s" % held[2] in record(rig), "on record (%d)" % n)
+        rig.to.tool("erase", "--whole", user)
+        expect_equal(files_of(user), [], "files left (%d)" % n)
+        if ended:
+            break
+    expect(ended, "it came to its end at last")
+
+
+@case("what a killed move left is erased, too, and nothing comes back")
+def left_by_move(rig):
+    held = made(rig, "mia", 5)
+    old = rig.to.data_file("mia")
+    copy(old, rig.to.tree + "/kept-mia")
+    asked(rig, "move", "--to", "two", "mia")
+    # The catalogue names the new one, the old one was not removed.
+    copy(rig.to.tree + "/kept-mia", old)
+    copy(old, old + ".damaged.1795442465123")
+    said = asked(rig, "erase", "--force", "mia", held[1])
+    expect("may hold them still: %s\n" % old in said, "one message: the copy is named", [said])
+    said = asked(rig, "erase", "--whole", "mia")
+    expect("mia: erased: 2 backups" in said, "what is said", [said])
+    expect_equal(files_of("mia"), [], "files left")
+    expect("no backup" in asked(rig, "erase", "--whole", "mia", code=1), "not twice")
+    # It lies there again: an old copy that somebody puts back.
+    copy(rig.to.tree + "/kept-mia", old)
+    with rig.cyrus.imap("mia") as imap:
+        imap.select("INBOX")
+        imap.expunge("1:5")
+        imap.append("INBOX", message("new", to="mia"))
+    rig.cyrus.expire("-E", "0", "-X", "0", "-D", "0")
+    rig.sync("-u", "mia", attempts=2)
+    expect(rig.to.data_file("mia") != old, "a new log is begun")
+    expect_none(sorted(set(held.values()) & set(logfile.bodies(rig.to.data_file("mia")))), "erased mail that is back")
+    rig.whole("mia")
+    expect_equal(asked(rig, "erase", "--whole", "mia").count("2 backups"), 1, "both go")
+    expect_equal(files_of("mia"), [], "files left")
+    # Without any entry it can be erased still.
+    copy(rig.to.tree + "/kept-mia", old)
+    expect("mia: erased: 1 backups" in asked(rig, "erase", "--whole", "mia"), "without an entry")
+    expect_equal(files_of("mia"), [], "files left")
+
+
+@case("somebody else's log of that name is left, and one that does not read is named")
+def not_his(rig):
+    made(rig, "nora")
+    made(rig, "olaf")
+    folder = os.path.dirname(rig.to.data_file("nora"))
+    other = copy(rig.to.data_file("olaf"), folder + "/nora_AAAAAA")
+    with open(folder + "/nora_BBBBBB", "w") as file:
+        file.write("neither")
+    sandbox.owned(folder + "/nora_BBBBBB")
+    said = asked(rig, "erase", "--whole", "nora")
+    expect("may hold them still: %s/nora_BBBBBB\n" % folder in said, "which may be hers", [said])
+    expect_equal(files_of("nora"), [other, folder + "/nora_BBBBBB"], "files left")
+    for name in ("A", "B"):
+        os.unlink(folder + "/nora_" + name * 6)
+    rig.whole("olaf")
+
+
+@case("removed after its grace: a copy beside it is named, and is not his backup again")
+def expired(rig):
+    held = made(rig, "paul")
+    path = rig.to.data_file("paul")
+    beside = copy(path, path[:-6] + "COPY01")
+    asked(rig, "delete", "paul")
+    time.sleep(2)
+    said = asked(rig, "delete", "--expired")
+    expect("without an entry: %s\n" % beside in said, "the copy is named", [said])
+    with rig.cyrus.imap("paul") as imap:
+        imap.select("INBOX")
+        imap.expunge("1:5")
+    rig.cyrus.expire("-E", "0", "-X", "0", "-D", "0")
+    rig.sync("-u", "paul", attempts=2)
+    expect(rig.to.data_file("paul") != beside, "a new log is begun")
+    expect_none(sorted(set(held.values()) & set(logfile.bodies(rig.to.data_file("paul")))), "mail that is back")
+    # What was begun after that is found by a session when the catalogue is lost.
+    path = rig.to.data_file("paul")
+    run_command(["/usr/lib/cyrus/bin/cyr_dbtool", "-C", rig.to.conf, rig.to.tree + "/conf/backups.db", "twoskip", "delete", "paul"])
+    rig.sync("-u", "paul")
+    expect_equal(rig.to.data_file("paul"), path, "the live log is found again")
+
+
+@case("other backups that have it are named: of an earlier name, too")
+def others(rig):
+    held = made(rig, "hilda", 4)
+    with rig.cyrus.imap("admin") as imap:
+        imap.rename("user/hilda", "user/helga")
+    rig.sync("-u", "helga", attempts=2)
+    keys = rig.to.data_files()
+    if "hilda" not in keys:
+        # Followed as a whole: an old copy stands for it.
+        raise Skip("the backup went along")
+    said = asked(rig, "erase", "--force", "helga", held[1])
+    expect("hilda has it, too: %s\n" % held[1] in said, "who has it", [said])
+    document = rig.to.json("erase", "--force", "helga", held[2])
+    expect_equal(document["others"], [{"userid": "hilda", "guid": held[2]}], "the same in JSON")
+    said = asked(rig, "erase", "--whole", "helga")
+    expect("hilda has a part of its past" in said, "of the whole, too", [said])
+
+
+run(setup, Rig.close)
