@@ -211,6 +211,27 @@ def left_by_move(rig):
     expect_equal(files_of("mia"), [], "files left")
 
 
+@case("heal knows what was erased, and takes it from no copy")
+def healed(rig):
+    held = made(rig, "vera", 5)
+    # What went in the second in which it came counts as never here.
+    time.sleep(1.5)
+    with rig.cyrus.imap("vera") as imap:
+        imap.select("INBOX")
+        imap.expunge("2:3")
+    rig.sync("-u", "vera")
+    path = rig.to.data_file("vera")
+    before = copy(path, rig.to.tree + "/kept-vera")
+    asked(rig, "erase", "vera", held[2])
+    document = rig.to.json("heal", "vera")["backups"][0]
+    expect_equal([m["guid"] for m in document["erased"]], [held[2]], "what is told as erased")
+    expect_equal(document["status"], "ok", "status")
+    said = asked(rig, "heal", "--from", before, "vera")
+    expect("message %s: erased here" % held[2] in said, "what is said", [said])
+    expect_equal(holders("vera", held[2]), [], "logs that have it")
+    rig.whole("vera")
+
+
 @case("somebody else's log of that name is left, and one that does not read is named")
 def not_his(rig):
     made(rig, "nora")

@@ -8,6 +8,7 @@ use super::select::{self, Chosen, Select};
 use super::{Context, Job, Outcome, status};
 use crate::error::{Kind, Result};
 use crate::store::backup::{Backup, Settings};
+use crate::store::erased;
 use crate::store::heal::{Healed, Lost, copies, heal};
 use crate::store::lock::{Create, Wait};
 use crate::store::verify::clean;
@@ -65,7 +66,13 @@ fn work(args: &Args, c: &Context, chosen: &Chosen) -> Result<Healed> {
     }
     let scratch = c.config.backup_staging_path();
     let budget = c.config.backup_staging_max();
-    let healed = heal(&mut backup, &sources, &scratch, budget, now())?;
+    let key = backup.index().meta_text("key")?.unwrap_or(key);
+    let db = c.config.backup_db_path();
+    let mut erased = erased::messages(&db, &key)?;
+    if let Some(key) = &chosen.key {
+        erased.extend(erased::messages(&db, key)?);
+    }
+    let healed = heal(&mut backup, &sources, &erased, &scratch, budget, now())?;
     backup.finish()?;
     Ok(healed)
 }
@@ -124,6 +131,7 @@ fn as_text(c: &Context, chosen: &Chosen, healed: &Healed, out: &mut Out) -> Resu
         ),
         (&healed.returned, "came back"),
         (&healed.awaited, "the next sync brings it"),
+        (&healed.erased, "erased here"),
         (&healed.nowhere, "lost, nobody has it any more"),
     ] {
         for (guid, uses) in list {
@@ -191,6 +199,7 @@ fn as_json(chosen: &Chosen, healed: &Healed) -> Value {
         "saved": list(&healed.saved),
         "returned": list(&healed.returned),
         "awaited": list(&healed.awaited),
+        "erased": list(&healed.erased),
         "nowhere": list(&healed.nowhere),
         "marked": marked,
     })

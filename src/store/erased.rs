@@ -3,12 +3,14 @@
 //! `<time> <seconds since 1970> <what>`; only ever appended to, and on disk when [`append`] returns.
 //! It holds names, and no mail.
 //!
-//! People read it, and [`until`]: a line `user=<KEY> whole=<seconds> ...` is written before a whole
+//! People read it, [`messages`], and [`until`]: a line `user=<KEY> whole=<seconds> ...` is written before a whole
 //! backup goes, and says up to when. A log of that owner without an entry that has nothing later is
 //! a copy of what was erased, and not taken for his backup by itself.
 
+use crate::cyrus::guid::Guid;
 use crate::error::{Error, Result};
 use crate::util::time::{Timestamp, iso};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -36,18 +38,38 @@ pub fn whole(
     append(backups_db, now, &what)
 }
 
-/// Up to when all that `key` had was erased, if it ever was; seconds since 1970.
-pub fn until(backups_db: &Path, key: &str) -> Result<Option<i64>> {
+/// What the lines about `key` say.
+fn about(backups_db: &Path, key: &str) -> Result<Vec<String>> {
     let path = beside(backups_db);
     let text = match std::fs::read(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         text => text.map_err(|e| Error::io("cannot read", e).at(&path))?,
     };
-    let start = clean(&format!("user=<{key}> whole="));
+    let start = clean(&format!("user=<{key}> "));
     let text = String::from_utf8_lossy(&text);
-    let times = text.lines().filter_map(|line| {
-        let rest = line.splitn(3, ' ').nth(2)?.strip_prefix(&start)?;
-        rest.split(' ').next()?.parse().ok()
+    let said = text.lines().filter_map(|line| {
+        let what = line.splitn(3, ' ').nth(2)?;
+        Some(what.strip_prefix(&start)?.to_owned())
+    });
+    Ok(said.collect())
+}
+
+/// The messages of a backup whose erasure was at least begun.
+pub fn messages(backups_db: &Path, key: &str) -> Result<HashSet<Guid>> {
+    let said = about(backups_db, key)?;
+    let guids = said.iter().filter_map(|what| {
+        let guid = what.strip_prefix("message=")?.split(' ').next()?;
+        Guid::parse(guid.as_bytes())
+    });
+    Ok(guids.collect())
+}
+
+/// Up to when all that `key` had was erased, if it ever was; seconds since 1970.
+pub fn until(backups_db: &Path, key: &str) -> Result<Option<i64>> {
+    let said = about(backups_db, key)?;
+    let times = said.iter().filter_map(|what| {
+        let time = what.strip_prefix("whole=")?.split(' ').next()?;
+        time.parse().ok()
     });
     Ok(times.max())
 }
@@ -82,6 +104,11 @@ mod tests {
         assert_eq!(ask("anna"), None);
         let now = Timestamp(1000);
         append(&db, now, "user=<anna> message=00 begun").unwrap();
+        let guid = "795629bdee9bdb3eb6b34379a38bf20bd3d78c0d";
+        append(&db, now, &format!("user=<anna> message={guid} begun")).unwrap();
+        let of = |key: &str| messages(&db, key).unwrap().into_iter().collect::<Vec<_>>();
+        assert_eq!(of("anna"), [Guid::parse(guid.as_bytes()).unwrap()]);
+        assert_eq!(of("bert"), []);
         append(&db, now, "user=<anna> backups=1 files=2 bytes=3").unwrap();
         append(&db, now, "user=<x> user=<anna> whole=5000 begun").unwrap();
         assert_eq!(ask("anna"), None);

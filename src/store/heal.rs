@@ -46,6 +46,8 @@ pub struct Healed {
     pub returned: Vec<Lost>,
     /// Bodies that the sender still has: its next run brings them.
     pub awaited: Vec<Lost>,
+    /// Bodies that were erased here: they are not looked for.
+    pub erased: Vec<Lost>,
     /// Bodies that are nowhere any more, as far as anybody here knows.
     pub nowhere: Vec<Lost>,
     /// Mailboxes that were marked, by internal name, and why.
@@ -72,10 +74,12 @@ pub fn copies(from: &Path, backup: &Backup, ns: &Namespace) -> Result<(Vec<PathB
     Ok((paths.collect(), walked.failed))
 }
 
-/// Heals a backup. `scratch` is for files that are thrown away; `budget` bounds one MAILBOX line.
+/// Heals a backup. What was `erased` is taken from no copy. `scratch` is for files that are thrown
+/// away; `budget` bounds one MAILBOX line.
 pub fn heal(
     backup: &mut Backup,
     copies: &[PathBuf],
+    erased: &HashSet<Guid>,
     scratch: &Path,
     budget: u64,
     now: Timestamp,
@@ -86,7 +90,7 @@ pub fn heal(
         budget,
         now,
     };
-    let done = healer.run(copies);
+    let done = healer.run(copies, erased);
     if done.is_err() {
         healer.backup.abort();
     }
@@ -156,7 +160,7 @@ pub(super) fn state_again(
 }
 
 impl Healer<'_> {
-    fn run(&mut self, copies: &[PathBuf]) -> Result<Healed> {
+    fn run(&mut self, copies: &[PathBuf], erased: &HashSet<Guid>) -> Result<Healed> {
         // What the old tools missed is asked for when the log is ours.
         let adopted = self.backup.adopt(self.now)?;
         self.backup.seal()?;
@@ -177,7 +181,14 @@ impl Healer<'_> {
         if proof.damaged {
             out.restated = self.restate_unlogged(&loss)?;
         }
-        let mut wanted: BTreeSet<Guid> = loss.bodies.keys().copied().collect();
+        let mut wanted = BTreeSet::new();
+        for guid in loss.bodies.keys() {
+            // What came again since it was erased has a body in the index.
+            if !erased.contains(guid) || self.backup.index().body(*guid)?.is_some() {
+                wanted.insert(*guid);
+            }
+        }
+        let looked_for = wanted.clone();
         let saved = self.save(&loss, &mut wanted)?;
         for copy in copies {
             if wanted.is_empty() {
@@ -205,10 +216,12 @@ impl Healer<'_> {
         for (guid, uses) in loss.bodies {
             let comes = |u: &Use| Ok(u.live && self.backup.index().resync(&u.uniqueid)?.is_some());
             let comes: Result<Vec<bool>> = uses.iter().map(comes).collect();
-            let to = match wanted.contains(&guid) {
+            let is_wanted = wanted.contains(&guid) || !looked_for.contains(&guid);
+            let to = match is_wanted {
                 false if saved.contains(&guid) => &mut out.saved,
                 false => &mut out.returned,
                 true if comes?.contains(&true) => &mut out.awaited,
+                true if !looked_for.contains(&guid) => &mut out.erased,
                 true => &mut out.nowhere,
             };
             to.push((guid, uses));

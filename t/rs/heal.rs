@@ -13,6 +13,7 @@ use cyr_backup::store::lock::{Create, DataLock, Wait};
 use cyr_backup::store::reader::{Reader, Stale, readable};
 use cyr_backup::store::spool::Spool;
 use cyr_backup::util::time::Timestamp;
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -60,7 +61,7 @@ fn copy_of(dir: &Dir) -> PathBuf {
 
 fn healed(dir: &Dir, copies: &[PathBuf]) -> Healed {
     let mut backup = dir.open();
-    let done = heal(&mut backup, copies, &dir.0, 1 << 20, NOW).unwrap();
+    let done = heal(&mut backup, copies, &HashSet::new(), &dir.0, 1 << 20, NOW).unwrap();
     backup.finish().unwrap();
     for entry in fs::read_dir(&dir.0).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
