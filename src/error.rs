@@ -167,7 +167,9 @@ impl From<rusqlite::Error> for Error {
             Some(_) => Kind::Db,
             // A value of a type that nobody has put there.
             None => match e {
-                rusqlite::Error::InvalidColumnType(..)
+                // Our statements fit our tables.
+                rusqlite::Error::SqlInputError { .. }
+                | rusqlite::Error::InvalidColumnType(..)
                 | rusqlite::Error::FromSqlConversionFailure(..)
                 | rusqlite::Error::IntegralValueOutOfRange(..)
                 | rusqlite::Error::Utf8Error(..) => Kind::NeedsReindex,

@@ -416,6 +416,33 @@ fn an_index_damaged_at_many_places() {
     });
 }
 
+/// What SQLite takes as it is: names in the tables' definitions, and text in keys.
+#[test]
+fn an_index_whose_words_are_damaged() {
+    let sample = sample(7, 150);
+    for word in [
+        "first_time",
+        "guid BLOB",
+        "acknowledged",
+        "user.anna",
+        "generation",
+    ] {
+        let word = word.as_bytes();
+        let at: Vec<usize> = (0..sample.index.len() - word.len())
+            .filter(|at| sample.index[*at..].starts_with(word))
+            .collect();
+        assert!(!at.is_empty());
+        for at in at.into_iter().take(12) {
+            for (byte, bits) in [(0, 0x01), (word.len() - 1, 0x80)] {
+                let mut bytes = sample.index.clone();
+                bytes[at + byte] ^= bits;
+                let what = format!("byte {} of {word:?} at {at}", byte);
+                try_index(&sample, &bytes, &what);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_catalogue_damaged_anywhere_is_an_error_or_right() {
     let dir = Dir::new();

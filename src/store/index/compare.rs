@@ -4,7 +4,7 @@ use super::Index;
 use crate::error::Result;
 use crate::util::hex;
 use rusqlite::Row;
-use rusqlite::types::Value;
+use rusqlite::types::{Value, ValueRef};
 use std::ops::Range;
 
 /// A row that one index has and the other has not, or has otherwise.
@@ -139,7 +139,14 @@ fn same(x: &Row<'_>, y: &Row<'_>, mut columns: Range<usize>) -> rusqlite::Result
 
 /// What tells a row apart: its first columns.
 fn key(row: Option<&Row<'_>>, columns: usize) -> rusqlite::Result<Option<Vec<Value>>> {
-    row.map(|row| (0..columns).map(|i| row.get(i)).collect())
+    let value = |row: &Row<'_>, i| {
+        Ok(match row.get_ref(i)? {
+            // A damaged text may be none.
+            ValueRef::Text(text) => Value::Text(String::from_utf8_lossy(text).into_owned()),
+            other => Value::from(other),
+        })
+    };
+    row.map(|row| (0..columns).map(|i| value(row, i)).collect())
         .transpose()
 }
 
