@@ -2,6 +2,7 @@
 """compact in the middle of things: promises given before it, users who go away, large messages."""
 
 import hashlib
+import grp
 import json
 import os
 import subprocess
@@ -339,6 +340,43 @@ def locked(rig):
         holder.stdin.close()
         holder.wait(20)
     asked(rig, "compact", "nobody", code=1)
+
+
+@case("previous logs of the same second get names of their own")
+def previous(rig):
+    made(rig, "nora")
+    path = rig.to.data_file("nora")
+    rig.to.write_conf(backup_keep_previous="1")
+    try:
+        now = int(time.time())
+        for n in range(now, now + 6):
+            with open("%s.%d" % (path, n), "w") as file:
+                file.write("another")
+        os.unlink("%s.%d" % (path, now + 3))
+        out = rig.to.json("compact", "--force", "nora")["backups"][0]
+        expect_equal((out["status"], out["previous"]), ("done", "%s.%d" % (path, now + 3)), "what was done")
+        out = rig.to.json("compact", "--force", "nora")["backups"][0]
+        if out["status"] == "done":
+            expect_equal(out["previous"], "%s.%d" % (path, now + 6), "the next name")
+    finally:
+        rig.to.write_conf(backup_keep_previous="0")
+    rig.whole("nora")
+
+
+@case("the mode of a log and of its index stays, for a group that may copy it")
+def modes(rig):
+    made(rig, "olaf")
+    path = rig.to.data_file("olaf")
+    # With a group of another the new log's own group must not get its rights.
+    for group, mode in (("mail", 0o640), ("root", 0o600)):
+        for suffix in ("", ".index"):
+            os.chown(path + suffix, -1, grp.getgrnam(group).gr_gid)
+            os.chmod(path + suffix, 0o640)
+        out = rig.to.json("compact", "--force", "olaf")["backups"][0]
+        expect_equal(out["status"], "done", "compact")
+        for suffix in ("", ".index"):
+            expect_equal(oct(os.stat(path + suffix).st_mode & 0o777), oct(mode), "mode for " + group)
+    rig.whole("olaf")
 
 
 DAY = 86400

@@ -62,6 +62,23 @@ def pause(rig):
     expect_equal((done.code, done.out.splitlines()[1:]), (0, ["OK locked"]), "afterwards it is free")
 
 
+@case("a holder that was started as root, and became cyrus, is named too")
+def root(rig):
+    if os.geteuid() != 0:
+        raise Skip("only root can become somebody")
+    child = subprocess.Popen(
+        [rig.to.path, "-C", rig.to.conf, "lock", "anna"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    said = [child.stdout.readline() for _ in range(2)]
+    try:
+        expect_equal(said[1], b"OK locked\n", "what the holder said")
+        done = rig.to.tool("lock", "-p", "anna", stdin=b"")
+        expect("held by process %d (" % child.pid in done.out, "the holder is named", [str(done)])
+    finally:
+        child.stdin.close()
+        expect_equal(child.wait(20), 0, "exit status of the holder")
+
+
 @case("-x: environment, output and exit status are the child's")
 def execute(rig):
     path = rig.to.data_file("anna")

@@ -23,7 +23,8 @@ pub enum Became {
     Other(u32),
 }
 
-/// If root: takes on `user`'s id, the group `group` and the user's supplementary groups, for good.
+/// If root: takes on `user`'s id, the group `group` and the user's supplementary groups, for good. Other
+/// processes of that user may look at this one then, as at any of theirs.
 ///
 /// `Kind::Config` when user or group do not exist, `Kind::Internal` when the system would not, or
 /// when root could be had back. After an error the process may be half changed: it must end.
@@ -65,6 +66,13 @@ pub fn become_user(user: &str, group: &str) -> Result<Became> {
     if uid != 0 && unsafe { libc::setuid(0) } == 0 {
         return Err(Error::new(Kind::Internal, "root could be had back").place(user));
     }
+    // Who changes its user is closed even to that user's other processes: its pages in /proc are root's,
+    // and who wants a lock that it holds could not be told whose it is. This makes it like one
+    // that was started as that user. So it may dump core, too, if the limit of core files lets it; that
+    // file is the user's, who may read all the mail that could be in it. Children that are executed
+    // are so in any case. It cannot fail for this value, and all else works without it.
+    // SAFETY: plain numbers.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
     Ok(Became::Switched(uid))
 }
 
@@ -356,6 +364,9 @@ mod tests {
             assert_eq!(current_uid(), 0);
             assert_eq!(become_user(name, "mail").unwrap(), Became::Switched(uid));
             assert_eq!(current_uid(), uid);
+            use std::os::unix::fs::MetadataExt;
+            let page = std::fs::metadata("/proc/self/fdinfo").unwrap();
+            assert_eq!(page.uid(), uid, "our pages are that user's");
             assert_eq!(become_user(name, "mail").unwrap(), Became::Already);
             assert_eq!(become_user("root", "root").unwrap(), Became::Other(uid));
             let groups = std::fs::read_to_string("/proc/self/status").unwrap();

@@ -198,17 +198,16 @@ fn make(
     let new_index = switch::close(making.index)?;
     let previous = match (survey.damaged.is_empty(), policy.keep_previous) {
         // Nothing is thrown away because it does not read.
-        (false, _) => Some(format!(".damaged.{}", crate::util::time::now_ms())),
-        (true, true) => Some(format!(".{}", times.now.0)),
+        (false, _) => Some((".damaged.", crate::util::time::now_ms())),
+        (true, true) => Some((".", times.now.0)),
         (true, false) => None,
     };
-    if let Some(previous) = previous {
-        let mut name = path.as_os_str().to_owned();
-        name.push(previous);
-        report.previous = Some(name.into());
-    }
     let old_lock = backup.into_lock()?;
-    switch::switch(path, &new_index, report.previous.as_deref())?;
+    switch::like(path, lock.path(), &new_index)?;
+    report.previous = previous
+        .map(|(mark, number)| switch::keep(path, mark, number))
+        .transpose()?;
+    switch::switch(path, &new_index)?;
     drop(old_lock);
     Ok(report)
 }

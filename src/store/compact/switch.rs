@@ -11,7 +11,9 @@ use crate::store::file::LogFile;
 use crate::store::index::{self, Index};
 use crate::store::recover::belongs;
 use crate::sys::fs::sync_folder;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 /// Closes a new index so that nothing of it is outside its file, and syncs it.
@@ -30,14 +32,53 @@ pub(super) fn close(index: Index) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Switches. `new` is a closed, synced index; the new log is synced. Both locks are held. With
-/// `previous` the old log gets that name, too.
-pub(super) fn switch(data: &Path, new: &Path, previous: Option<&Path>) -> Result<()> {
-    let log = new_path(data);
-    if let Some(previous) = previous {
-        fs::hard_link(data, previous)
-            .map_err(|e| Error::io("cannot keep the old log", e).at(previous))?;
+/// Gives a new pair the modes and the groups of the old one: a group may be allowed to copy it. One
+/// that we may not give has no use of its bits, and another one must not have them.
+pub(super) fn like(data: &Path, log: &Path, index: &Path) -> Result<()> {
+    for (old, new) in [(data, log), (&index::path_of(data), index)] {
+        let fail = |e| Error::io("cannot set the mode", e).at(new);
+        let Ok(was) = fs::metadata(old) else {
+            continue;
+        };
+        let is = fs::metadata(new).map_err(fail)?;
+        let mut mode = was.mode() & 0o777;
+        if was.gid() != is.gid() && chown(new, None, Some(was.gid())).is_err() {
+            mode &= 0o707;
+        }
+        if mode != is.mode() & 0o777 {
+            fs::set_permissions(new, Permissions::from_mode(mode)).map_err(fail)?;
+        }
     }
+    Ok(())
+}
+
+/// Gives the old log a further name, its own with `mark` and a number behind: this one, or the next
+/// that is free. One that an interrupted run has given it already is fine.
+pub(super) fn keep(data: &Path, mark: &str, number: i64) -> Result<PathBuf> {
+    let mut number = number;
+    loop {
+        let mut name = data.as_os_str().to_owned();
+        name.push(format!("{mark}{number}"));
+        let name = PathBuf::from(name);
+        let fail = |e| Error::io("cannot keep the old log", e).at(&name);
+        match fs::hard_link(data, &name) {
+            Ok(()) => return Ok(name),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+                let ours = fs::metadata(data).map_err(fail)?;
+                let theirs = fs::symlink_metadata(&name).map_err(fail)?;
+                if (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()) {
+                    return Ok(name);
+                }
+            }
+            Err(e) => return Err(fail(e)),
+        }
+        number = number.saturating_add(1);
+    }
+}
+
+/// Switches. `new` is a closed, synced index; the new log is synced. Both locks are held.
+pub(super) fn switch(data: &Path, new: &Path) -> Result<()> {
+    let log = new_path(data);
     rename(&log, data)?;
     sync_folder(data)?;
     // From here on the new log counts: whoever opens it completes what fails now.
@@ -80,4 +121,50 @@ pub(in crate::store) fn finish_interrupted(
         data.display()
     );
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_old_log_gets_a_name_that_is_its_own() {
+        let dir = std::env::temp_dir().join(format!("cyr_backup-switch-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let data = dir.join("log");
+        fs::write(&data, "one").unwrap();
+        assert_eq!(keep(&data, ".", 7).unwrap(), dir.join("log.7"));
+        // The same after a kill between this and the switch.
+        assert_eq!(keep(&data, ".", 7).unwrap(), dir.join("log.7"));
+        fs::remove_file(&data).unwrap();
+        fs::write(&data, "two").unwrap();
+        // Once more in that second.
+        assert_eq!(keep(&data, ".", 7).unwrap(), dir.join("log.8"));
+        assert_eq!(fs::read(dir.join("log.7")).unwrap(), b"one");
+        fs::remove_file(&data).unwrap();
+        assert_eq!(keep(&data, ".", 9).unwrap_err().kind(), Kind::NotFound);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn modes_are_kept() {
+        let dir = std::env::temp_dir().join(format!("cyr_backup-like-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let data = dir.join("log");
+        let (log, index) = (new_path(&data), index::path_of(&new_path(&data)));
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+        for path in [&data, &log, &index] {
+            fs::write(path, "").unwrap();
+            fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+        }
+        fs::set_permissions(&data, Permissions::from_mode(0o640)).unwrap();
+        // The old index is missing: nothing is known of it.
+        like(&data, &log, &index).unwrap();
+        assert_eq!((mode(&log), mode(&index)), (0o640, 0o600));
+        fs::write(index::path_of(&data), "").unwrap();
+        fs::set_permissions(index::path_of(&data), Permissions::from_mode(0o440)).unwrap();
+        like(&data, &log, &index).unwrap();
+        assert_eq!((mode(&log), mode(&index)), (0o640, 0o440));
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }
