@@ -3,6 +3,7 @@
 retention would drop, and not less where a move or an erase was killed before."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,16 @@ def made(rig, user, count=5, expunge=None):
             imap.expunge(expunge)
         rig.sync("-u", user)
     return held
+
+
+def killed_at(rig, n, *words):
+    """Runs it under strace, which kills it at the nth name that it takes away. Whether it ended."""
+    if not shutil.which("strace"):
+        raise Skip("strace is not installed")
+    calls = "unlink,unlinkat,rename,renameat"
+    argv = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + calls, "-e", "inject=%s:signal=KILL:when=%d" % (calls, n)]
+    argv += sandbox.as_cyrus([rig.to.path, "-C", rig.to.conf] + list(words))
+    return subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60).returncode == 0
 
 
 def asked(rig, *words, code=0):
@@ -148,8 +159,6 @@ def previous(rig):
 
 @case("killed at each removal: run again it is done, and on record")
 def killed(rig):
-    if not shutil.which("strace"):
-        raise Skip("strace is not installed")
     ended = False
     for n in range(1, 40):
         user = "tilda%d" % n
@@ -160,11 +169,7 @@ def killed(rig):
         path = rig.to.data_file(user)
         copy(path, path + ".1795442465")
         asked(rig, "messages", "-f", path + ".1795442465")
-        # From outside, as the disk may end it.
-        calls = "unlink,unlinkat,rename,renameat"
-        argv = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + calls, "-e", "inject=%s:signal=KILL:when=%d" % (calls, n)]
-        argv += sandbox.as_cyrus([rig.to.path, "-C", rig.to.conf, "erase", user, held[2]])
-        ended = subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60).returncode == 0
+        ended = killed_at(rig, n, "erase", user, held[2])
         expect("message=%s begun" % held[2] in record(rig) or not ended and holders(user, held[2]), "begun is on record (%d)" % n)
         again = rig.to.tool("erase", user, held[2])
         expect(again.code == 0 or "no body" in again.err, "run again (%d)" % n, [str(again)])
@@ -172,6 +177,25 @@ def killed(rig):
         expect("message=%s" % held[2] in record(rig), "on record (%d)" % n)
         rig.to.tool("erase", "--whole", user)
         expect_equal(files_of(user), [], "files left (%d)" % n)
+        if ended:
+            break
+    expect(ended, "it came to its end at last")
+
+
+@case("of a whole backup: killed at each removal, run again nothing is left and nothing comes back")
+def whole_killed(rig):
+    ended = False
+    for n in range(1, 40):
+        user = "udo%d" % n
+        made(rig, user, 3)
+        path = rig.to.data_file(user)
+        copy(path, path[:-6] + "COPY01")
+        copy(path, path + ".damaged.1795442465123")
+        ended = killed_at(rig, n, "erase", "--whole", user)
+        again = rig.to.tool("erase", "--whole", user)
+        expect(again.code == 0 or ended and "no backup" in again.err, "run again (%d)" % n, [str(again)])
+        expect_equal((files_of(user), rig.to.data_file(user)), ([], None), "what is left (%d)" % n)
+        expect(re.search("user=<%s> whole=[0-9]+ begun" % user, record(rig)), "on record (%d)" % n)
         if ended:
             break
     expect(ended, "it came to its end at last")

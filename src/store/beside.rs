@@ -15,7 +15,8 @@ pub struct Beside {
     pub previous: Vec<PathBuf>,
     /// Indexes of these, and what SQLite keeps beside them.
     pub indexes: Vec<PathBuf>,
-    /// Copies that were set aside as damaged with their indexes, and old indexes of the log itself.
+    /// Copies that were set aside as damaged with their indexes, old indexes of the log itself, and
+    /// what a compaction that was killed has left.
     pub aside: Vec<PathBuf>,
 }
 
@@ -47,6 +48,7 @@ pub fn beside(path: &Path) -> Result<Beside> {
                 }
             }
             "index" if behind.is_some() => found.aside.push(file),
+            "new" if behind.is_none() || is_index(behind) => found.aside.push(file),
             _ => {}
         }
     }
@@ -101,7 +103,7 @@ mod tests {
         let found = beside(&log).unwrap();
         assert_eq!(found.previous, all(&[".17"]));
         assert_eq!(found.indexes, all(&[".17.index", ".17.index-shm"]));
-        let aside = [".damaged.18", ".damaged.18.index", ".index.former"];
+        let aside = [".damaged.18", ".damaged.18.index", ".index.former", ".new"];
         assert_eq!(found.aside, all(&aside));
         assert_eq!(remove_previous(&log).unwrap(), all(&[".17"]));
         let rest = beside(&log).unwrap();
