@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// How often a file may be replaced under our hands before we give up.
 const REPLACED_MAX: u32 = 64;
 /// The longest the search for a holder may take.
-const SEARCH_MAX: Duration = Duration::from_millis(200);
+const SEARCH_MAX: Duration = Duration::from_secs(1);
 
 /// How long to wait for somebody else's lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
