@@ -164,10 +164,13 @@ impl From<rusqlite::Error> for Error {
             Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
                 Kind::NeedsReindex
             }
+            // Our statements fit our tables.
+            Some(rusqlite::ErrorCode::Unknown) if extended == Some(rusqlite::ffi::SQLITE_ERROR) => {
+                Kind::NeedsReindex
+            }
             Some(_) => Kind::Db,
             // A value of a type that nobody has put there.
             None => match e {
-                // Our statements fit our tables.
                 rusqlite::Error::SqlInputError { .. }
                 | rusqlite::Error::InvalidColumnType(..)
                 | rusqlite::Error::FromSqlConversionFailure(..)
