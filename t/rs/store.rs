@@ -591,7 +591,7 @@ fn a_scratch_index_has_no_name() {
     assert!(names(&dir).is_empty());
     index.rollback();
     assert_eq!(index.meta_text("1").unwrap(), None);
-    assert_eq!(index.meta_number("schema").unwrap(), Some(1));
+    assert_eq!(index.meta_number("schema").unwrap(), Some(2));
 }
 
 #[test]

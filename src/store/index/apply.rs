@@ -73,7 +73,9 @@ pub fn apply_line<R: BufRead>(
     place: Place,
 ) -> Result<Option<MailboxOutcome>> {
     let time = Timestamp(lines.at.unwrap_or(stamp.0 + lines.clock));
-    if lines.at.is_none() && lines.clock < -BEHIND && name != b"RESERVE" {
+    // Nothing ends with what comes before a MAILBOX.
+    let may_end = !matches!(name, b"RESERVE" | b"MESSAGE");
+    if lines.at.is_none() && lines.clock < -BEHIND && may_end {
         index.late(stamp.0, time.0, time.0)?;
     }
     let position = (place.chunk_id << 40) | (place.line & ((1 << 40) - 1)) as i64;
