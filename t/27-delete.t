@@ -141,6 +141,9 @@ def interrupted(rig):
     gone = "%s.deleted.%d" % (path, time.time())
     os.rename(path, gone)
     expect("fred" in asked(rig, "rescan", code=1), "rescan tells")
+    for words in (["list"], ["stat", "fred"], ["messages", "fred"], ["search", "fred"], ["compact", "-n", "fred"]):
+        said = asked(rig, *words, code=1)
+        expect("delete --undo brings it back" in said, "%s says what to do" % words[0], [said])
     rig.sync("-u", "fred")
     rig.whole("fred")
     one = deleted(rig, "fred")
@@ -161,6 +164,27 @@ def interrupted(rig):
     rig.sync("-u", "gina")
     rig.whole("gina")
     expect_equal([o["path"] for o in deleted(rig, "gina")], [one["path"]], "it stayed deleted")
+
+
+@case("interrupted between its steps: compact -A finishes it")
+def interrupted_compact(rig):
+    made(rig, "olga")
+    path = rig.to.data_file("olga")
+    gone = "%s.deleted.%d" % (path, time.time())
+    os.rename(path, gone)
+    asked(rig, "compact", "-A")
+    expect_equal([o["path"] for o in deleted(rig, "olga")], [gone], "it is a deleted one")
+    expect("olga" not in names(rig), "and not live")
+    asked(rig, "delete", "--undo", "olga")
+    rig.whole("olga")
+    # Missing for another reason: nothing is made of that.
+    os.rename(path, path + ".away")
+    said = asked(rig, "compact", "-A", code=1)
+    expect("cannot open: " + path in said, "it is told as missing", [said])
+    expect_equal(rig.to.data_file("olga"), path, "its entry stays")
+    os.rename(path + ".away", path)
+    asked(rig, "compact", "-A")
+    rig.whole("olga")
 
 
 @case("interrupted between its steps: undo finishes it first, and brings it back whole")

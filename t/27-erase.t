@@ -125,6 +125,26 @@ def only_named(rig):
     kept(rig, key, held, [2])
 
 
+@case("the record of an erasure outlives a power loss: it is synced, and the folder it is new in")
+def synced(rig):
+    held = made(rig, "petra", 3, "2")
+    if not shutil.which("strace"):
+        raise Skip("strace is not installed")
+    os.unlink(rig.to.tree + "/conf/backups.db.erased")
+    trace = rig.to.tree + "/conf/trace"
+    argv = ["strace", "-f", "-y", "-qq", "-o", trace, "-e", "trace=fsync,fdatasync,unlink,unlinkat,rename,renameat"]
+    argv += sandbox.as_cyrus([rig.to.path, "-C", rig.to.conf, "erase", "petra", held[2]])
+    done = subprocess.run(argv, capture_output=True, timeout=60)
+    expect_equal(done.returncode, 0, "its status")
+    with open(trace) as file:
+        calls = [line.split(None, 1)[1] for line in file]
+    about = [n for n, call in enumerate(calls) if "sync(" in call and "backups.db.erased>" in call]
+    folder = [n for n, call in enumerate(calls) if "sync(" in call and "%s/conf>" % rig.to.tree in call]
+    log = [n for n, call in enumerate(calls) if call.startswith(("unlink", "rename")) and rig.to.data_file("petra") in call]
+    expect(about and folder and log, "what was to be seen", calls)
+    expect(any(about[0] < n < log[0] for n in folder), "the folder is synced behind the record, before mail goes", calls)
+
+
 @case("it is only in previous logs: they go, with their indexes")
 def previous(rig):
     held = made(rig, "sven", 5, "2:3")

@@ -123,8 +123,13 @@ impl Work<'_> {
                     let catalog = self.c.catalog();
                     match place.moved(&catalog) {
                         Some(now) => place = now,
-                        None if catalog.lookup(key)?.is_none() => return Ok(Did::Gone),
-                        None => break,
+                        None if catalog.lookup(key)?.is_none() || self.settled(key, &place)? => {
+                            return Ok(Did::Gone);
+                        }
+                        None => {
+                            done = done.map_err(|e| former::explain(e, &place.path));
+                            break;
+                        }
                     }
                 }
                 _ => break,
@@ -137,6 +142,15 @@ impl Work<'_> {
             self.remember(key, &before.failed(self.now.0));
         }
         done
+    }
+
+    /// Ends a deletion of it that was interrupted, if that is why it was not found.
+    fn settled(&self, key: &str, chosen: &Chosen) -> Result<bool> {
+        if self.args.dry_run {
+            return Ok(false);
+        }
+        let settled = former::settle(&self.c.catalog(), key, &chosen.path, &self.c.namespace)?;
+        Ok(settled.is_some())
     }
 
     fn look(&self, chosen: &Chosen) -> Result<Did> {

@@ -253,13 +253,16 @@ pub(super) fn each(
                 Ok(name) => mine.mailbox(&name),
                 Err(_) => mine.general(),
             };
-            let looked = look(&chosen.path, known, &open, &keep);
+            let mut looked = look(&chosen.path, known, &open, &keep);
             if looked.summary.is_ok() {
                 return looked;
             }
             match chosen.moved(&catalog) {
                 Some(now) => look(&now.path, None, &open, &keep),
-                None => looked,
+                None => {
+                    looked.summary = looked.summary.map_err(|e| former::explain(e, &chosen.path));
+                    looked
+                }
             }
         };
         chosen.iter().map(one).collect()

@@ -47,6 +47,7 @@ use crate::error::{Error, Kind, Result};
 use crate::store::backup::Settings;
 use crate::store::catalog::Catalog;
 use crate::store::compacted::Compacted;
+use crate::store::former;
 use crate::store::index::Index;
 use crate::store::past::{self, Past};
 use crate::store::proven::Proven;
@@ -430,7 +431,8 @@ pub struct View {
 
 impl View {
     fn open(chosen: &Chosen, stale: Stale, scratch: &Path) -> Result<View> {
-        let reader = Reader::open_anywhere(&chosen.path, stale, scratch)?;
+        let reader = Reader::open_anywhere(&chosen.path, stale, scratch)
+            .map_err(|e| former::explain(e, &chosen.path))?;
         let key = match &chosen.key {
             Some(key) => key.clone(),
             None => reader

@@ -16,7 +16,7 @@ use super::output::{Out, plain};
 use super::{Context, Job, Outcome};
 use getopts::{Matches, Options};
 use serde_json::json;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,7 @@ use crate::error::{Error, Kind, Result};
 use crate::proto::verifier::{
     Hash, ITERATIONS, MAX_PASSWORD, SALT, Verifier, Verifiers, canonical_id, is_user, replace,
 };
+use crate::sys::fs::sync_folder;
 use crate::sys::lock::{LockKind, lock_wait};
 use crate::sys::tty::NoEcho;
 
@@ -246,13 +247,7 @@ fn write(new: &Path, file: &Path, text: &[u8]) -> Result<()> {
     out.write_all(text).map_err(cannot)?;
     out.sync_all().map_err(cannot)?;
     fs::rename(new, file).map_err(|e| Error::io("cannot rename", e).at(new))?;
-    let dir = match file.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
-    File::open(dir)
-        .and_then(|d| d.sync_all())
-        .map_err(|e| Error::io("cannot sync", e).at(dir))
+    sync_folder(file)
 }
 
 fn read(file: &Path) -> Result<Vec<u8>> {

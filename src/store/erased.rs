@@ -9,6 +9,7 @@
 
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Result};
+use crate::sys::fs::sync_folder;
 use crate::util::time::{Timestamp, iso};
 use std::collections::HashSet;
 use std::fs::File;
@@ -87,7 +88,9 @@ pub fn append(backups_db: &Path, now: Timestamp, what: &str) -> Result<()> {
         file.write_all(line.as_bytes())?;
         file.sync_all()
     };
-    write().map_err(|e| Error::io("cannot record", e).at(path))
+    write().map_err(|e| Error::io("cannot record", e).at(path))?;
+    // It may be new, or have been made by one that was killed just there.
+    sync_folder(path)
 }
 
 #[cfg(test)]

@@ -252,6 +252,19 @@ pub fn settle(catalog: &Catalog, key: &str, path: &Path, ns: &Namespace) -> Resu
     Ok(None)
 }
 
+/// What to say where the log at `path` was not found: that its deletion was not finished, if that is why.
+pub fn explain(e: Error, path: &Path) -> Error {
+    let is_it = |to: &PathBuf| split(to).is_some_and(|(before, _)| before == path);
+    match siblings(path, MARK) {
+        Ok(found) if e.kind() == Kind::NotFound && found.iter().any(is_it) => {
+            let what = "it is being deleted, or that was interrupted: delete ends it, and \
+                        delete --undo brings it back";
+            Error::new(Kind::NotFound, what).at(path)
+        }
+        _ => e,
+    }
+}
+
 /// Brings a deleted backup back to its owner, who must have no other. Its log's path then.
 pub fn undo(catalog: &Catalog, former: &Former, wait: Wait) -> Result<PathBuf> {
     let (path, _) = split(&former.path)

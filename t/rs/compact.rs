@@ -447,12 +447,25 @@ fn what_does_not_pay_goes_in_the_end_though_nobody_looks_before() {
     assert_eq!((late.outcome, late.expired_records), (Outcome::Done, 1));
 }
 
+/// A backup to which twenty messages were delivered, and they.
+fn twenty() -> (Dir, Backup, Vec<(u32, Guid, usize)>) {
+    let dir = Dir::new();
+    let mut backup = dir.open();
+    let mut all = Vec::new();
+    crate::store::deliver(&dir, &mut backup, &mut all, 20, 1_000_000);
+    (dir, backup, all)
+}
+
+fn braking(percent: u32) -> Policy {
+    Policy {
+        brake: percent,
+        ..policy()
+    }
+}
+
 #[test]
 fn the_brake_holds_what_was_replaced() {
-    let dir = Dir::new();
-    let mut all = Vec::new();
-    let mut backup = dir.open();
-    crate::store::deliver(&dir, &mut backup, &mut all, 20, 1_000_000);
+    let (dir, mut backup, mut all) = twenty();
     crate::store::deliver(&dir, &mut backup, &mut all, 60, 2_000_000);
     let spool = all_expunged(&dir, &all[..15], &all[15..]);
     backup
@@ -460,35 +473,24 @@ fn the_brake_holds_what_was_replaced() {
         .unwrap();
     backup.commit().unwrap();
     backup.finish().unwrap();
-    let braking = Policy {
-        brake: 50,
-        ..policy()
-    };
-    let held = run(&dir, &braking, &always(), 2_000_200);
+    let held = run(&dir, &braking(50), &always(), 2_000_200);
     let loss = (held.loss.lost, held.loss.of, held.loss.now);
     assert_eq!((held.outcome, loss), (Outcome::Held, (15, 20, 15)));
     // So many of all there is are no harm.
-    let few = Policy {
-        brake: 80,
-        ..policy()
-    };
-    assert_eq!(run(&dir, &few, &always(), 2_000_200).outcome, Outcome::Done);
+    assert_eq!(
+        run(&dir, &braking(80), &always(), 2_000_200).outcome,
+        Outcome::Done
+    );
 }
 
 #[test]
 fn the_brake_holds_what_went_at_once() {
-    let dir = Dir::new();
-    let mut all = Vec::new();
-    let mut backup = dir.open();
-    crate::store::deliver(&dir, &mut backup, &mut all, 20, 1_000_000);
+    let (dir, mut backup, _) = twenty();
     let value = cyr_backup::cyrus::dlist::Value::text("user.anna");
     let line = cyr_backup::store::line::Line::new("UNMAILBOX", &value);
     backup.append(&[line], Timestamp(2_000_000)).unwrap();
     backup.finish().unwrap();
-    let braking = Policy {
-        brake: 50,
-        ..policy()
-    };
+    let braking = braking(50);
     let early = run(&dir, &braking, &always(), 2_000_100);
     assert_ne!(early.outcome, Outcome::Held);
     assert_eq!(early.next, Some(2_000_150));
