@@ -504,6 +504,7 @@ pub fn say(text: fmt::Arguments<'_>) {
 
 /// Runs the program with the process' arguments and returns its exit status.
 pub fn main() -> ExitCode {
+    crate::sys::memory::count_no_sqlite();
     let args: Vec<OsString> = std::env::args_os().collect();
     // A panic has been reported by its hook already.
     let status = catch_unwind(AssertUnwindSafe(|| run(&args))).unwrap_or(status(Kind::Internal));

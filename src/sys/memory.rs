@@ -1,4 +1,4 @@
-//! How the C library keeps memory that was freed.
+//! How the C library keeps memory that was freed, and that SQLite does not count its own.
 
 /// Keeps little of what is freed: large buffers go back to the system at once, and threads share
 /// two pools instead of having one each. A server that idles most of its time is small then. Does
@@ -14,6 +14,13 @@ pub fn give_back() {
         // SAFETY: takes two numbers. A refusal changes nothing, which is harmless.
         unsafe { libc::mallopt(what, value) };
     }
+}
+
+/// SQLite keeps no sums of the memory it has, for which it takes a lock of the whole process at each
+/// allocation. For the start, before it is used.
+pub fn count_no_sqlite() {
+    // SAFETY: the option takes one number. A refusal changes nothing, which is harmless.
+    unsafe { rusqlite::ffi::sqlite3_config(rusqlite::ffi::SQLITE_CONFIG_MEMSTATUS, 0) };
 }
 
 #[cfg(test)]
