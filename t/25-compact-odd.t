@@ -423,6 +423,20 @@ def jumped(rig):
     asked(rig, "compact", "-A")
 
 
+@case("ten days without a run are none of the clock's, if the kernel has counted them, too")
+def weekly(rig):
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        boot = file.read().strip()
+    up = int(time.clock_gettime(time.CLOCK_BOOTTIME))
+    then = int(time.time()) - 10 * DAY
+    note(rig, "%RAN", "%d %s %d" % (then, boot, up))
+    asked(rig, "compact", "-A", code=77)
+    note(rig, "%RAN", "%d %s %d" % (then, boot, up - 10 * DAY))
+    asked(rig, "compact", "-A")
+    # What that run noted is read by the next.
+    asked(rig, "compact", "-A")
+
+
 @case("where nothing expires no clock is in the way")
 def forever(rig):
     rig.to.write_conf(backup_retention="0", backup_retention_for="eric=forever")

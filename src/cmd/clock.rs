@@ -3,7 +3,8 @@
 
 use super::Context;
 use crate::error::{Error, Kind, Result};
-use crate::store::clock::{SETTLED, Verdict, limit};
+use crate::store::clock::{Ran, SETTLED, Uptime, Verdict, limit};
+use crate::sys::clock::uptime;
 use crate::util::time::{Timestamp, iso};
 use getopts::Options;
 
@@ -30,13 +31,15 @@ pub enum Look {
 pub fn check(c: &Context, now: Timestamp, look: Look) -> Result<Option<Error>> {
     let notes = c.compacted();
     let kept = c.config.backup_retention().map(|d| d.as_secs() as i64);
+    let up = uptime().map(|(boot, secs)| Uptime { boot, secs });
     let verdict = match look {
         Look::Right => Verdict::Believed,
-        _ => notes.judge(now.0, limit(kept))?,
+        _ => notes.judge(now.0, up.as_ref(), limit(kept))?,
     };
+    let time = now.0;
     let noted = match (look, &verdict) {
         (Look::Dry, _) => Ok(()),
-        (_, Verdict::Believed) => notes.believe(now.0),
+        (_, Verdict::Believed) => notes.believe(&Ran { time, up }),
         (_, Verdict::Doubted(doubt)) => notes.doubt(doubt),
     };
     if let Err(e) = noted {
@@ -46,8 +49,8 @@ pub fn check(c: &Context, now: Timestamp, look: Look) -> Result<Option<Error>> {
         return Ok(None);
     };
     let what = format!(
-        "the clock is {} days ahead of the last run at {}: nothing is removed by it. If it is wrong, \
-         set it. If it is right, the next run at {} or later goes on by itself, and one with \
+        "the clock is {} days ahead of the last run at {}, and this machine was not up for that long: \
+         nothing is removed by it. If it is wrong, set it. If it is right, the next run at {} or later goes on by itself, and one with \
          --{OPTION} at once",
         now.0.saturating_sub(doubt.ran) / 86_400,
         iso(Timestamp(doubt.ran)),

@@ -1,7 +1,8 @@
 //! Whether the clock is to be believed, before anything is removed because of its age.
 //!
 //! It is compared with the last run that removed by it. One that is ahead of that by more than a
-//! limit of days is doubted, and the run refused: it may be wrong, or the machine was off for long. The
+//! limit of days, and of the time for which the kernel says the machine was up since, is doubted, and the
+//! run refused: it may be wrong, or the machine was off for long. The
 //! doubt is noted with its time. If at the next run, half a day later or more, the clock has just gone
 //! on, it is right: so nobody is needed to go on. One that has jumped again is doubted again,
 //! but not for ever: a third run in a row is believed, for those who run rarely.
@@ -14,6 +15,57 @@ const LEAST: i64 = 3 * 86_400;
 pub const SETTLED: i64 = 12 * 3600;
 /// So many doubts in a row, and a clock that has gone on is believed whatever it is ahead by.
 const DOUBTS: u32 = 2;
+
+/// How long the machine is up, as its kernel counts: setting the clock does not change that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uptime {
+    /// Of this start; no other one has it.
+    pub boot: String,
+    /// Seconds since then.
+    pub secs: i64,
+}
+
+/// A run that removed by the clock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// When, in seconds since 1970.
+    pub time: i64,
+    /// The uptime then, if it was known.
+    pub up: Option<Uptime>,
+}
+
+impl Ran {
+    /// Seconds that have passed since, at the least, whatever the clock says.
+    fn passed(&self, up: Option<&Uptime>) -> i64 {
+        match (&self.up, up) {
+            (Some(then), Some(now)) if then.boot == now.boot => {
+                now.secs.saturating_sub(then.secs).max(0)
+            }
+            (Some(_), Some(now)) => now.secs.max(0),
+            _ => 0,
+        }
+    }
+
+    /// As it is noted.
+    pub fn print(&self) -> String {
+        match &self.up {
+            Some(up) => format!("{} {} {}", self.time, up.boot, up.secs),
+            None => self.time.to_string(),
+        }
+    }
+
+    /// What [`print`](Ran::print) made; `None` for what does not begin with a time.
+    pub fn parse(text: &str) -> Option<Ran> {
+        let mut words = text.split(' ');
+        let time = words.next()?.parse().ok()?;
+        let up = words.next().zip(words.next());
+        let up = up.and_then(|(boot, secs)| {
+            let (boot, secs) = (boot.to_owned(), secs.parse().ok()?);
+            Some(Uptime { boot, secs })
+        });
+        Some(Ran { time, up })
+    }
+}
 
 /// A run that was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +92,17 @@ pub fn limit(kept: Option<i64>) -> i64 {
     kept.map_or(LEAST, |kept| (kept / 2).max(LEAST))
 }
 
-/// Judges the clock: `ran` is the last run, if there was one, `doubt` what was noted last.
-pub fn judge(ran: Option<i64>, doubt: Option<Doubt>, now: i64, limit: i64) -> Verdict {
-    let Some(ran) = ran.filter(|ran| now.saturating_sub(*ran) > limit) else {
+/// Judges the clock: `ran` is the last run, if there was one, `doubt` what was noted last, `up` the
+/// uptime now.
+pub fn judge(
+    ran: Option<&Ran>,
+    doubt: Option<Doubt>,
+    now: i64,
+    up: Option<&Uptime>,
+    limit: i64,
+) -> Verdict {
+    let is_ahead = |ran: &&Ran| now.saturating_sub(ran.time).saturating_sub(ran.passed(up)) > limit;
+    let Some(ran) = ran.filter(is_ahead).map(|ran| ran.time) else {
         return Verdict::Believed;
     };
     let doubted = |times| {
@@ -89,10 +149,13 @@ mod tests {
         let (mut ran, mut doubt) = (None, None);
         let mut out = Vec::new();
         for &now in times {
-            match judge(ran, doubt, now, LIMIT) {
+            match judge(ran.as_ref(), doubt, now, None, LIMIT) {
                 Verdict::Believed => {
                     out.push(now);
-                    ran = Some(now);
+                    ran = Some(Ran {
+                        time: now,
+                        up: None,
+                    });
                 }
                 Verdict::Doubted(new) => {
                     assert_eq!(Doubt::parse(&new.print()), Some(new));
@@ -146,6 +209,41 @@ mod tests {
     }
 
     #[test]
+    fn time_for_which_the_machine_was_up_has_passed() {
+        let up = |boot: &str, days: i64| Uptime {
+            boot: boot.into(),
+            secs: days * DAY,
+        };
+        let ran = Ran {
+            time: 100 * DAY,
+            up: Some(up("a", 50)),
+        };
+        assert_eq!(Ran::parse(&ran.print()), Some(ran.clone()));
+        let old = Ran { up: None, ..ran };
+        assert_eq!(Ran::parse("8640000"), Some(old.clone()));
+        assert_eq!(Ran::parse("8640000 0 - -"), Some(old.clone()));
+        assert_eq!((Ran::parse(""), Ran::parse("x a 1")), (None, None));
+        let is_believed = |ran: &Ran, days: i64, now: Option<Uptime>| {
+            let verdict = judge(Some(ran), None, days * DAY, now.as_ref(), LIMIT);
+            verdict == Verdict::Believed
+        };
+        // A week has passed, by the kernel as by the clock.
+        assert!(is_believed(&ran, 107, Some(up("a", 57))));
+        // It was up for long, but not since that run.
+        assert!(!is_believed(&ran, 107, Some(up("a", 50))));
+        assert!(!is_believed(&ran, 157, Some(up("a", 57))));
+        // Started anew: what it was up since then has passed, what it was before is not known.
+        assert!(is_believed(&ran, 107, Some(up("b", 4))));
+        assert!(!is_believed(&ran, 107, Some(up("b", 3))));
+        // Nothing is known of one of the two.
+        assert!(!is_believed(&ran, 107, None));
+        assert!(!is_believed(&old, 107, Some(up("a", 57))));
+        // A count that went back says nothing.
+        assert!(!is_believed(&ran, 107, Some(up("a", 10))));
+        assert!(is_believed(&ran, 103, Some(up("a", 10))));
+    }
+
+    #[test]
     fn the_limit_is_half_of_what_is_kept() {
         assert_eq!(limit(None), 3 * DAY);
         assert_eq!(limit(Some(1)), 3 * DAY);
@@ -157,7 +255,15 @@ mod tests {
                 ran,
                 times: u32::MAX,
             };
-            judge(Some(ran), Some(doubt), now, LIMIT);
+            for secs in ends {
+                let up = |secs| {
+                    let boot = "a".to_owned();
+                    Some(Uptime { boot, secs })
+                };
+                let (time, then) = (ran, up(-secs.max(-i64::MAX)));
+                let ran = Ran { time, up: then };
+                judge(Some(&ran), Some(doubt), now, up(secs).as_ref(), LIMIT);
+            }
         }
         for bad in ["", "1", "1 2", "1 2 x"] {
             assert_eq!(Doubt::parse(bad), None, "{bad}");

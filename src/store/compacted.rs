@@ -3,7 +3,7 @@
 //! expired since costs one look at its size, those come first that were not looked at for longest,
 //! and what the brake holds is told without opening anything.
 
-use super::clock::{Doubt, Verdict, judge};
+use super::clock::{Doubt, Ran, Uptime, Verdict, judge};
 use super::notes::Notes;
 use crate::error::Result;
 use std::collections::HashMap;
@@ -113,21 +113,16 @@ impl Compacted {
             .collect())
     }
 
-    /// The last run that removed by the clock, in seconds since 1970.
-    pub fn ran(&self) -> Result<Option<i64>> {
-        let text = self.0.get(RAN)?;
-        Ok(text.and_then(|t| t.split(' ').next()?.parse().ok()))
-    }
-
     /// Judges the clock by the last run.
-    pub fn judge(&self, now: i64, limit: i64) -> Result<Verdict> {
+    pub fn judge(&self, now: i64, up: Option<&Uptime>, limit: i64) -> Result<Verdict> {
+        let ran = self.0.get(RAN)?.and_then(|text| Ran::parse(&text));
         let doubt = self.0.get(DOUBT)?.and_then(|text| Doubt::parse(&text));
-        Ok(judge(self.ran()?, doubt, now, limit))
+        Ok(judge(ran.as_ref(), doubt, now, up, limit))
     }
 
     /// Remembers a run whose clock is believed.
-    pub fn believe(&self, now: i64) -> Result<()> {
-        self.0.set(RAN, &now.to_string())
+    pub fn believe(&self, ran: &Ran) -> Result<()> {
+        self.0.set(RAN, &ran.print())
     }
 
     /// Remembers one that was refused.

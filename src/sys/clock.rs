@@ -1,4 +1,4 @@
-//! Local time.
+//! Local time, and the time that goes on whatever the clock says.
 
 use std::mem::MaybeUninit;
 
@@ -22,6 +22,22 @@ pub fn ahead(secs: i64) -> i64 {
     tm(secs).map_or(0, |tm| tm.tm_gmtoff)
 }
 
+/// A name of this start of the machine, and the seconds since then, also those in which it slept.
+/// `None` where the kernel does not say.
+pub fn uptime() -> Option<(String, i64)> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let boot = boot.trim();
+    let is_name = !boot.is_empty() && boot.bytes().all(|b| b.is_ascii_graphic());
+    let mut since = MaybeUninit::<libc::timespec>::uninit();
+    // SAFETY: the place is valid for the call, which fills it in unless it fails.
+    if !is_name || unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, since.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: filled in.
+    let since = unsafe { since.assume_init() };
+    Some((boot.to_owned(), since.tv_sec))
+}
+
 fn tm(secs: i64) -> Option<libc::tm> {
     let mut tm = MaybeUninit::<libc::tm>::uninit();
     let secs: libc::time_t = secs;
@@ -36,6 +52,13 @@ fn tm(secs: i64) -> Option<libc::tm> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_machine_is_up() {
+        let (boot, secs) = uptime().unwrap();
+        let again = uptime().unwrap();
+        assert!(again.0 == boot && again.1 >= secs && secs > 0 && !boot.contains(' '));
+    }
 
     #[test]
     fn a_day_is_near_the_one_in_utc() {
