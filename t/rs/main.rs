@@ -2,6 +2,7 @@
 mod adopt;
 mod bytes;
 mod compact;
+mod compact_brake;
 mod compact_odd;
 mod crash;
 mod heal;

@@ -100,11 +100,12 @@ const AT_ONCE: i64 = 86_400;
 
 impl Loss {
     /// Of all that lives or went, or of what was there before a day or two on which more of it went: new
-    /// mail in the place of old does not make up for it.
+    /// mail in the place of old does not make up for it. What was there before is asked twice: of
+    /// the backup, and of the mail itself, which may be older than its first sync.
     fn of(lives: &[Life]) -> Loss {
-        let count = |from: i64, to: i64| {
+        let count = |since: fn(&Life) -> i64, from: i64, to: i64| {
             let mut loss = Loss::default();
-            for life in lives.iter().filter(|l| l.came < from || from == i64::MIN) {
+            for life in lives.iter().filter(|l| since(l) < from || from == i64::MIN) {
                 match life.went {
                     Some(went) if went < from => {}
                     went => {
@@ -121,7 +122,8 @@ impl Loss {
         let worse = |a: &Loss, b: &Loss| {
             a.now > 0 && a.of >= BRAKE_LEAST && (b.now == 0 || a.lost * b.of > b.lost * a.of)
         };
-        let mut worst = count(i64::MIN, i64::MAX);
+        let since: [fn(&Life) -> i64; 2] = [|life| life.came, |life| life.born];
+        let mut worst = count(since[0], i64::MIN, i64::MAX);
         // Nothing is braked for days of which nothing would be dropped now.
         let dropped = lives.iter().filter(|l| l.dropped);
         let mut days: Vec<i64> = dropped
@@ -132,9 +134,11 @@ impl Loss {
         for day in days {
             let from = day * AT_ONCE;
             for from in [from - AT_ONCE, from] {
-                let one = count(from, from + 2 * AT_ONCE);
-                if worse(&one, &worst) {
-                    worst = one;
+                for since in since {
+                    let one = count(since, from, from + 2 * AT_ONCE);
+                    if worse(&one, &worst) {
+                        worst = one;
+                    }
                 }
             }
         }
@@ -155,6 +159,8 @@ struct Fate {
     alive: bool,
     /// When it first came.
     arrived: i64,
+    /// How old it was then: by its own date, if that is earlier.
+    born: i64,
     /// The last of its records to go: when, whether it was settled, whether it is expired.
     went: i64,
     settled: bool,
@@ -162,10 +168,11 @@ struct Fate {
 }
 
 impl Fate {
-    fn new(arrived: i64) -> Fate {
+    fn new() -> Fate {
         Fate {
             alive: false,
-            arrived,
+            arrived: i64::MAX,
+            born: i64::MAX,
             went: i64::MIN,
             settled: false,
             kept: false,
@@ -173,9 +180,11 @@ impl Fate {
     }
 }
 
-/// A message that counts for the brake: when it came, when it went, whether it would be dropped now.
+/// A message that counts for the brake: when it came here, since when there is such a message at all,
+/// when it went, whether it would be dropped now.
 struct Life {
     came: i64,
+    born: i64,
     went: Option<i64>,
     dropped: bool,
 }
@@ -184,6 +193,7 @@ impl Life {
     fn new(fate: &Fate, went: Option<i64>) -> Life {
         Life {
             came: fate.arrived,
+            born: fate.born,
             went,
             dropped: went.is_some() && !fate.kept,
         }
@@ -246,13 +256,14 @@ impl Look<'_> {
         // thrown away in time. The brake does not count it.
         let settled = edge.map_or(i64::MAX, |edge| now.0 - edge);
         index.keep_rows(mailbox.id, &mut |row| {
-            let fate = self.fates.entry(row.guid).or_insert(Fate::new(row.arrived));
+            let fate = self.fates.entry(row.guid).or_insert_with(Fate::new);
+            let born = row.arrived.min(row.internaldate);
             fate.arrived = fate.arrived.min(row.arrived);
+            fate.born = fate.born.min(born);
             let Some(when) = self.late.at(went(row.expunged, mailbox.deleted)) else {
                 fate.alive = true;
                 return;
             };
-            let born = row.arrived.min(row.internaldate);
             if when >= fate.went {
                 fate.went = when;
                 fate.settled = when - born >= settled;
