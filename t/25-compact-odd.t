@@ -408,6 +408,10 @@ def jumped(rig):
         expect("10 days ahead" in said and "--clock-is-right" in said, "it says what to do", [said])
         expect("--force" not in said, "it does not tell to force", [said])
     said = asked(rig, "delete", "--expired", code=77)
+    done = rig.to.tool("compact", "-A", "-j")
+    document = json.loads(done.out)
+    expect_equal((done.code, document["backups"]), (77, []), "status, and what was done")
+    expect("10 days ahead" in document["error"], "the document says why", [done.out])
     said = asked(rig, "compact", "-n", "eric")
     expect("10 days ahead" in said and "eric: " in said, "a dry run warns", [said])
     # An hour later: not yet. Thirteen: the clock has gone on.
@@ -435,6 +439,44 @@ def weekly(rig):
     asked(rig, "compact", "-A")
     # What that run noted is read by the next.
     asked(rig, "compact", "-A")
+
+
+@case("deleted backups whose time is over go with compact -A, which tells them; names without a backup are told")
+def buried(rig):
+    for user in ("fay", "finn"):
+        made(rig, user)
+        asked(rig, "delete", user)
+    rig.to.write_conf(backup_delete_grace="1s")
+    try:
+        time.sleep(1.1)
+        out = rig.to.json("compact", "eric")
+        expect_equal((len(out["backups"]), out["removed"]), (1, []), "one that is named is all it is about")
+        out = rig.to.json("compact", "-A")
+        removed = {r["userid"]: r for r in out["removed"]}
+        expect("fay" in removed and removed["finn"]["status"] == "removed", "they are told", [str(out["removed"])])
+        expect_equal(rig.to.json("list", "--deleted")["backups"], [], "deleted ones left")
+        made(rig, "freda")
+        asked(rig, "delete", "freda")
+        time.sleep(1.1)
+        said = asked(rig, "compact", "-A")
+        expect(": removed: 2 files" in said and "%FORMER/freda/" in said, "for people, too", [said])
+    finally:
+        rig.to.write_conf(backup_delete_grace="30d")
+    done = rig.to.tool("compact", "-j", "eric", "nobody")
+    rows = {r["userid"]: r for r in json.loads(done.out)["backups"]}
+    expect_equal((done.code, rows["nobody"]["error"]), (1, "no backup"), "a name without a backup")
+
+
+@case("list and stat --stale: into which nothing has come for so long")
+def stale(rig):
+    made(rig, "gwen")
+    time.sleep(1.1)
+    for command in ("list", "stat"):
+        expect_equal(len(rig.to.json(command, "--stale", "0", "gwen")["backups"]), 1, command + ": older than nothing")
+        expect_equal(rig.to.json(command, "--stale", "1", "gwen")["backups"], [], command + ": an hour is not over")
+        expect("gwen" in asked(rig, command, "--stale", "0", "gwen"), command + " for people")
+        expect("gwen" not in asked(rig, command, "--stale", "1", "gwen"), command + " for people")
+    expect("--stale wants" in asked(rig, "stat", "--stale", "x", "gwen", code=64), "a number")
 
 
 @case("where nothing expires no clock is in the way")

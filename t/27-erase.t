@@ -2,6 +2,8 @@
 """erase takes what was named, all of it that lies on this host, and nothing else: not what
 retention would drop, and not less where a move or an erase was killed before."""
 
+import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -11,7 +13,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
 from cyrusrig import *
-from cyrusrig import sandbox
+from cyrusrig import dlist, sandbox
 
 TWO = temp_dir("cyrusrig-two-")
 OPTIONS = {
@@ -274,6 +276,169 @@ def healed(rig):
     expect("message %s: erased here" % held[2] in said, "what is said", [said])
     expect_equal(holders("vera", held[2]), [], "logs that have it")
     rig.whole("vera")
+
+
+def former(rig, user):
+    return [b["key"] for b in rig.to.json("list", "--deleted")["backups"] if b["userid"] == user][0]
+
+
+@case("of a deleted backup: its previous logs go, too, though they have the name from before")
+def deleted_previous(rig):
+    held = made(rig, "hans", 5, "2:3")
+    time.sleep(3)
+    asked(rig, "compact", "-F", "hans")
+    path = rig.to.data_file("hans")
+    with open(path + ".damaged.1795442465123", "w") as file:
+        file.write("mail")
+    expect_equal([os.path.basename(p).count(".") for p in holders("hans", held[2])], [1], "a previous log alone has one")
+    asked(rig, "delete", "hans")
+    key = former(rig, "hans")
+    expect("no body of message" in asked(rig, "erase", key, "0" * 40, code=1), "an unknown one")
+    expect(holders("hans", held[2]), "for which nothing goes")
+    said = asked(rig, "erase", key, held[2])
+    expect("erased: 1 messages, 1 previous logs" in said, "what is said", [said])
+    expect("may hold them still: %s.damaged.1795442465123\n" % path in said, "and what is left", [said])
+    expect_equal(holders("hans", held[2], held[3]), [], "logs that have it")
+    # One that is in the log and in a previous one.
+    asked(rig, "delete", "--undo", "hans")
+    copy(path, path + ".1795442465")
+    asked(rig, "delete", "hans")
+    said = asked(rig, "erase", "--force", key, held[4])
+    expect("erased: 1 messages, 1 previous logs" in said, "what is said", [said])
+    expect_equal(holders("hans", held[4]), [], "logs that have it")
+
+
+@case("who goes after each backup that is named has it nowhere any more")
+def hints(rig):
+    held = made(rig, "jan", 5)
+    path = rig.to.data_file("jan")
+    copy(path, path + ".1795442465")
+    asked(rig, "delete", "jan")
+    key = former(rig, "jan")
+    rig.sync("-u", "jan")
+    # It is in both logs, and in a previous one: as it was, and when it is in that alone.
+    said = asked(rig, "erase", "--force", "jan", held[1])
+    expect_equal(said.count("%s has it, too: %s\n" % (key, held[1])), 1, "the deleted one is named, once")
+    asked(rig, "erase", "--force", key, held[1])
+    expect_equal(holders("jan", held[1]), [], "logs that have it")
+    copy(rig.to.data_file("jan"), path + ".1795442466")
+    asked(rig, "erase", "--force", key, held[2])
+    copy(rig.to.data_file("jan"), path + ".1795442466")
+    said = asked(rig, "erase", "--force", "jan", held[2])
+    expect("%s has it, too: %s\n" % (key, held[2]) in said, "it is named for its previous log", [said])
+    asked(rig, "erase", "--force", key, held[2])
+    expect_equal(holders("jan", held[2]), [], "logs that have it")
+
+
+def not_again(rig, user, before, guid):
+    """heal knows that it was erased, and takes it from no copy."""
+    document = rig.to.json("heal", user)["backups"][0]
+    expect_equal([m["guid"] for m in document["erased"]], [guid], "what is told as erased of %s" % user)
+    expect_equal(document["nowhere"], [], "and what as lost")
+    said = asked(rig, "heal", "--from", before, user)
+    expect("message %s: erased here" % guid in said, "what is said", [said])
+    expect_equal([p for p in holders(user, guid) if p != before], [], "logs that have it")
+
+
+@case("it does not come back from a copy: not after undo, a new name, or another place")
+def away_for_good(rig):
+    held = made(rig, "kai", 5)
+    time.sleep(1.5)
+    with rig.cyrus.imap("kai") as imap:
+        imap.select("INBOX")
+        imap.expunge("2:3")
+    rig.sync("-u", "kai")
+    before = copy(rig.to.data_file("kai"), rig.to.tree + "/kept-kai")
+    asked(rig, "delete", "kai")
+    key = former(rig, "kai")
+    asked(rig, "erase", key, held[2])
+    not_again(rig, key, before, held[2])
+    asked(rig, "delete", "--undo", "kai")
+    not_again(rig, "kai", before, held[2])
+    asked(rig, "rename", "kai", "kaspar")
+    not_again(rig, "kaspar", before, held[2])
+    asked(rig, "move", "--to", "two", "kaspar")
+    asked(rig, "rename", "kaspar", "konrad")
+    not_again(rig, "konrad", before, held[2])
+    asked(rig, "delete", "konrad")
+    not_again(rig, former(rig, "konrad"), before, held[2])
+    expect_equal(record(rig).count(held[2]), 4, "lines about it: before, after, and two new names")
+    # Another one comes back: nobody asked for that one.
+    asked(rig, "delete", "--undo", "konrad")
+    expect(held[3] in logfile.bodies(rig.to.data_file("konrad")), "the other one is there")
+
+
+@case("it does not come back when the server gives the mailbox to another owner")
+def renamed_there(rig):
+    held = made(rig, "kat", 5)
+    before = copy(rig.to.data_file("kat"), rig.to.tree + "/kept-kat")
+    asked(rig, "erase", "--force", "kat", held[2])
+    wire = rig.to.csync()
+    try:
+        box = wire.command("GET MAILBOXES", ["user.kat"])[0][1]
+        change = {"OLDMBOXNAME": "user.kat", "NEWMBOXNAME": "user.kate", "PARTITION": "default"}
+        wire.command("APPLY RENAME", dict(change, UIDVALIDITY=int(box["UIDVALIDITY"])))
+    finally:
+        wire.close()
+    about = [line.split(" ", 2)[2] for line in record(rig).splitlines() if "user=<kate>" in line]
+    expect_equal(about, ["user=<kate> message=%s of=<kat>" % held[2]], "what is on record of the new owner")
+    not_again(rig, "kate", before, held[2])
+    asked(rig, "heal", "--from", before, "kat")
+    expect_equal([p for p in holders("kat", held[2]) if p != before], [], "logs of the old one that have it")
+
+
+def begun(rig, *words):
+    """A command that goes on beside us."""
+    return subprocess.Popen(sandbox.as_cyrus([rig.to.path, "-C", rig.to.conf] + list(words)), stdout=subprocess.DEVNULL)
+
+
+@case("who has it open, or compacts it, is told, and waited for")
+def waited_for(rig):
+    made(rig, "ses", 2)
+    wire = rig.to.csync()
+    try:
+        body = message("in the open chunk", to="ses")
+        guid = hashlib.sha1(body).hexdigest()
+        box = dict(wire.command("GET MAILBOXES", ["user.ses"])[0][1])
+        wire.command("APPLY RESERVE", {"PARTITION": "default", "MBOXNAME": ["user.ses"], "GUID": [guid]})
+        wire.command("APPLY MESSAGE", [dlist.File("default", guid, body)])
+        for key in ("SYNC_CRC", "SYNC_CRC_ANNOT", "XCONVMODSEQ"):
+            box.pop(key, None)
+        uid, modseq, now = int(box["LAST_UID"]) + 1, int(box["HIGHESTMODSEQ"]) + 1, int(time.time())
+        gone = {"UID": uid, "MODSEQ": modseq, "LAST_UPDATED": now, "FLAGS": ["\\Expunged"], "INTERNALDATE": now}
+        gone.update({"SIZE": len(body), "GUID": guid})
+        wire.command("APPLY MAILBOX", dict(box, LAST_UID=uid, HIGHESTMODSEQ=modseq, RECORD=[gone]))
+        for _attempt in range(2):
+            said = asked(rig, "erase", "ses", guid, code=75)
+            expect("held by process %d" % rig.to.process.pid in said, "who has it", [said])
+        expect_equal(record(rig).count(guid), 1, "lines about it, however often it is tried")
+        waiting = begun(rig, "erase", "-w", "ses", guid)
+        time.sleep(4)
+        expect_equal(waiting.poll(), None, "longer than backup_lock_wait")
+        wire.command("RESTART")
+        expect_equal(waiting.wait(30), 0, "status of the waiting one")
+        expect_equal(holders("ses", guid), [], "logs that have it")
+    finally:
+        wire.close()
+    # While somebody compacts it.
+    held = made(rig, "tess", 4)
+    new = rig.to.data_file("tess") + ".new"
+    with open(new, "w") as file:
+        sandbox.owned(new)
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        start = time.time()
+        said = asked(rig, "erase", "--force", "tess", held[1], code=75)
+        expect("is being compacted already" in said and "held by process %d" % os.getpid() in said, "by whom", [said])
+        expect(time.time() - start > 2.5, "it is waited for as backup_lock_wait says")
+        start = time.time()
+        asked(rig, "compact", "-F", "tess", code=75)
+        expect(time.time() - start < 2.5, "compact leaves it to who is at work")
+        both = [begun(rig, *words) for words in (("erase", "--force", "-w", "tess", held[1]), ("compact", "-w", "-F", "tess"))]
+        time.sleep(4)
+        expect_equal([p.poll() for p in both], [None, None], "longer than that")
+    expect_equal([p.wait(30) for p in both], [0, 0], "status of the waiting ones")
+    expect_equal(holders("tess", held[1]), [], "logs that have it")
+    expect(not os.path.exists(new), "nothing is left of it")
 
 
 @case("somebody else's log of that name is left, and one that does not read is named")

@@ -10,6 +10,7 @@ mod tell;
 
 use super::args;
 use super::clock::{self, Look};
+use super::delete::{self, Done};
 use super::output::Out;
 use super::parallel::in_order;
 use super::select::{self, Chosen, Select};
@@ -281,7 +282,15 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         Some(e) if args.dry_run => say(format_args!("compact without --dry-run is refused: {e}")),
         Some(e) if c.config.expires() => {
             work.event(&format!("not compacted error=<{e}>"));
-            return Err(Error::new(e.kind(), e.to_string()));
+            let refused = Error::new(e.kind(), e.to_string());
+            if args.json {
+                out.document(&[("dry_run", json!(false))], |d| {
+                    d.list("backups")?;
+                    Err(refused)
+                })?;
+                return Ok(Outcome::Well);
+            }
+            return Err(refused);
         }
         _ => {}
     }
@@ -325,18 +334,27 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
                 tell(chosen, &did);
                 d.row(&as_json(chosen, &did, took))
             })?;
-            d.field("left", &json!(chosen.len() - done))
+            for (name, e) in &found.missing {
+                let e = e.to_string();
+                d.row(&json!({ "userid": name, "status": "failed", "error": e }))?;
+            }
+            d.field("left", &json!(chosen.len() - done))?;
+            d.list("removed")?;
+            bury(&work, doubt.as_ref(), &mut |gone| {
+                d.row(&delete::as_json(gone, c))
+            })
         })?;
         done
     } else {
-        in_order(&chosen, args.jobs, until, one, |chosen, (did, took)| {
+        let done = in_order(&chosen, args.jobs, until, one, |chosen, (did, took)| {
             tell(chosen, &did);
             as_text(args, chosen, &did, took, out)
-        })?
+        })?;
+        bury(&work, doubt.as_ref(), &mut |gone| {
+            delete::as_text(gone, c, out)
+        })?;
+        done
     };
-    if args.all && !args.dry_run {
-        bury(&work, doubt.as_ref())?;
-    }
     let left = chosen.len() - done;
     if left > 0 {
         log::warn!("time is over, {left} of {} not looked at", chosen.len());
@@ -362,19 +380,30 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     })
 }
 
-/// Deleted backups whose time of grace is over go for good, unless the clock is doubted.
-fn bury(work: &Work<'_>, doubt: Option<&Error>) -> Result<()> {
+/// Deleted backups whose time of grace is over go for good if this run is for all, unless the clock is
+/// doubted; hands each to `tell`.
+fn bury(
+    work: &Work<'_>,
+    doubt: Option<&Error>,
+    tell: &mut dyn FnMut(&Done) -> Result<()>,
+) -> Result<()> {
+    if !work.args.all || work.args.dry_run {
+        return Ok(());
+    }
     if let Some(e) = doubt {
         log::warn!("no deleted backup is removed: {e}");
         return Ok(());
     }
     let grace = work.c.config.backup_delete_grace();
     former::expire(&work.c.catalog(), grace, work.now, &mut |former, done| {
-        match done {
-            Ok(_) => work.event(&format!("removed deleted backup user=<{}>", former.owner)),
-            Err(e) => work.c.complain(&former.key, &e),
+        if done.is_ok() {
+            work.event(&format!("removed deleted backup user=<{}>", former.owner));
         }
-        Ok(())
+        let gone = delete::expired(work.c, former, done)?;
+        if let Done::Failed(name, e) = &gone {
+            work.c.complain(name, e);
+        }
+        tell(&gone)
     })
 }
 

@@ -79,7 +79,7 @@ impl Args {
 }
 
 /// What became of one backup.
-enum Done {
+pub(super) enum Done {
     Deleted(Former),
     Back(Former, PathBuf),
     /// And what may be of the owner still.
@@ -145,15 +145,7 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
             }
             let grace = c.config.backup_delete_grace();
             former::expire(&c.catalog(), grace, now, &mut |former, done| {
-                told.push(match done {
-                    Ok(removed) => {
-                        let known = std::slice::from_ref(&former.path);
-                        let left = lying_about(c, &former.owner, known)?;
-                        let left = left.into_iter().flat_map(|log| log.files).collect();
-                        Done::Removed(former.clone(), removed, left)
-                    }
-                    Err(e) => Done::Failed(former.key.clone(), e),
-                });
+                told.push(expired(c, former, done)?);
                 Ok(())
             })?;
         }
@@ -180,13 +172,26 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     })
 }
 
+/// What became of a deleted backup whose time was over.
+pub(super) fn expired(c: &Context, former: &Former, done: Result<Removed>) -> Result<Done> {
+    Ok(match done {
+        Ok(removed) => {
+            let known = std::slice::from_ref(&former.path);
+            let left = lying_about(c, &former.owner, known)?;
+            let left = left.into_iter().flat_map(|log| log.files).collect();
+            Done::Removed(former.clone(), removed, left)
+        }
+        Err(e) => Done::Failed(former.key.clone(), e),
+    })
+}
+
 /// Until when a deleted backup is kept.
 pub(super) fn until(former: &Former, c: &Context) -> Option<i64> {
     let grace = i64::try_from(c.config.backup_delete_grace().as_secs()).unwrap_or(i64::MAX);
     former.deleted.map(|t| t.0.saturating_add(grace))
 }
 
-fn as_json(done: &Done, c: &Context) -> Value {
+pub(super) fn as_json(done: &Done, c: &Context) -> Value {
     match done {
         Done::Deleted(former) => json!({
             "userid": former.owner,
@@ -216,7 +221,7 @@ fn as_json(done: &Done, c: &Context) -> Value {
     }
 }
 
-fn as_text(done: &Done, c: &Context, out: &mut Out) -> Result<()> {
+pub(super) fn as_text(done: &Done, c: &Context, out: &mut Out) -> Result<()> {
     match done {
         Done::Deleted(former) => out.line(format_args!(
             "{}: deleted: kept until {} as {}",

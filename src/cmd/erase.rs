@@ -16,8 +16,8 @@
 use super::args::{self, usage};
 use super::compact::policy;
 use super::output::{Out, plain};
-use super::select::{self, Chosen, Select};
-use super::{Context, Job, Outcome, status};
+use super::select::{self, Select};
+use super::{Context, IDENT, Job, Outcome, View, say, status};
 use crate::cyrus::config::retention::UserRetention;
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
@@ -26,7 +26,7 @@ use crate::store::compact::{Policy, compact};
 use crate::store::index::Index;
 use crate::store::lock::Wait;
 use crate::store::reader::{Reader, Stale, ask_still};
-use crate::store::{beside, erased, former, index, orphan};
+use crate::store::{beside, erased, former, orphan};
 use crate::util::time::now;
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
@@ -174,17 +174,12 @@ fn in_log(args: &Args, c: &Context, key: &str, index: &Index) -> Result<HashSet<
     Ok(found)
 }
 
-/// Whether a previous log has a message. One that does not read may have it.
-fn in_previous(c: &Context, path: &Path, guid: Guid) -> bool {
-    let beside = index::path_of(path);
-    let was_there = beside.exists();
-    let path = path.to_owned();
-    let view = c.open(&Chosen { key: None, path }, c.repair());
-    let has = view.and_then(|view| view.index().body(guid));
-    if !was_there {
-        let _ = index::remove(&beside);
-    }
-    has.map_or(true, |body| body.is_some())
+/// Whose the record says that a message was: the owner of the backup, also of a deleted one, and whom its
+/// log names, should that be another.
+fn owners(view: &View) -> Result<Vec<String>> {
+    let owner = former::owner_of(&view.key).unwrap_or(&view.key).to_owned();
+    let own = view.index().meta_text("key")?.filter(|own| *own != owner);
+    Ok([owner].into_iter().chain(own).collect())
 }
 
 fn messages(args: &Args, c: &Context) -> Result<Gone> {
@@ -192,52 +187,80 @@ fn messages(args: &Args, c: &Context) -> Result<Gone> {
     let path = &chosen.path;
     let view = c.open(&chosen, c.repair())?;
     let key = view.key.clone();
+    let mut owners_then = owners(&view)?;
     let here = in_log(args, c, &key, view.index())?;
     drop(view);
-    let previous = beside::beside(path)?.previous;
-    for guid in args.messages.iter().filter(|guid| !here.contains(guid)) {
-        if !previous.iter().any(|log| in_previous(c, log, *guid)) {
-            let what = format!("no body of message {guid}");
-            return Err(Error::new(Kind::NotFound, what).for_user(&key));
+    let scratch = c.config.backup_staging_path();
+    let mut lacking = args.messages.clone();
+    lacking.retain(|guid| !here.contains(guid));
+    for log in beside::beside(path)?.previous {
+        if lacking.is_empty() {
+            break;
         }
+        let found = beside::holds(&log, &lacking, &scratch);
+        lacking.retain(|guid| !found.contains(guid));
+    }
+    if let Some(guid) = lacking.first() {
+        let what = format!("no body of message {guid}");
+        return Err(Error::new(Kind::NotFound, what).for_user(&key));
     }
     let (db, now) = (c.config.backup_db_path(), now());
-    for guid in &args.messages {
-        erased::append(&db, now, &format!("user=<{key}> message={guid} begun"))?;
+    let of = match former::is_former(&key) {
+        true => format!(" key=<{key}>"),
+        false => String::new(),
+    };
+    for owner in &owners_then {
+        for guid in &args.messages {
+            // Once, however often it is tried.
+            if !erased::is_begun(&db, owner, *guid)? {
+                let what = format!("user=<{owner}> message={guid} begun{of}");
+                erased::append(&db, now, &what)?;
+            }
+        }
     }
+    let policy = policy(c, 1, true, args.wait);
+    let wait = policy.wait;
     if !here.is_empty() {
         let policy = Policy {
             keep_previous: false,
             erase: here,
-            ..policy(c, 1, true, args.wait)
+            ..policy
         };
         let times = Times {
             retention: &UserRetention::always(None),
             namespace: &c.namespace,
             now,
         };
-        compact(path, &key, &policy, &times, &c.config.backup_staging_path())?;
+        let owner = former::owner_of(&key).unwrap_or(&key);
+        compact(path, owner, &policy, &times, &scratch)?;
     }
     let view = c.open(&chosen, c.repair())?;
     for guid in &args.messages {
         if view.index().body(*guid)?.is_some() {
-            // It came again, or stands in a chunk that was open.
+            // It came again.
             let what = format!("message {guid} is still there: try again");
             return Err(Error::new(Kind::Locked, what).for_user(&key));
         }
     }
+    // It may have been renamed meanwhile.
+    owners_then.extend(owners(&view)?);
+    owners_then.sort();
+    owners_then.dedup();
     drop(view);
-    let removed = beside::remove_previous(path)?;
-    for guid in &args.messages {
-        let what = format!("user=<{key}> message={guid} previous={}", removed.len());
-        erased::append(&db, now, &what)?;
+    let removed = beside::remove_previous(path, wait)?;
+    for owner in &owners_then {
+        for guid in &args.messages {
+            let n = removed.len();
+            let what = format!("user=<{owner}> message={guid} previous={n}{of}");
+            erased::append(&db, now, &what)?;
+        }
     }
     let mut left = beside::beside(path)?.aside;
     let owner = former::owner_of(&key).unwrap_or(&key);
     for other in lying_about(c, owner, std::slice::from_ref(path))? {
         left.extend(other.files);
     }
-    let others = Others::ask(c, path, |index| {
+    let mut others = Others::ask(c, path, |index| {
         let mut have = Vec::new();
         for guid in &args.messages {
             if index.body(*guid)?.is_some() {
@@ -246,6 +269,22 @@ fn messages(args: &Args, c: &Context) -> Result<Gone> {
         }
         Ok(have)
     })?;
+    // What is beside his other backups, live or deleted.
+    for (other, its) in c.catalog().list()? {
+        if its == *path || former::owner_of(&other).unwrap_or(&other) != owner {
+            continue;
+        }
+        let kept = beside::beside(&its)?;
+        for log in &kept.previous {
+            for guid in beside::holds(log, &args.messages, &scratch) {
+                let one = (other.clone(), guid);
+                if !others.have.contains(&one) {
+                    others.have.push(one);
+                }
+            }
+        }
+        left.extend(kept.aside);
+    }
     Ok(Gone {
         key,
         messages: args.messages.len(),
@@ -286,11 +325,24 @@ fn tell_unasked(out: &mut Out, unasked: &[String]) -> Result<()> {
 }
 
 fn run_messages(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
-    let gone = messages(args, c)?;
+    let gone = match messages(args, c) {
+        Err(e) if args.json && e.kind() != Kind::Usage => {
+            let fields = [
+                ("userid", args.select.first().into()),
+                ("status", "failed".into()),
+                ("error", e.to_string().into()),
+            ];
+            out.document(&fields, |_| Ok(()))?;
+            say(format_args!("{IDENT}: {}", plain(&e.to_string())));
+            return Ok(Outcome::Status(status(e.kind())));
+        }
+        gone => gone?,
+    };
     let other = |(key, guid): &(String, Guid)| json!({"userid": key, "guid": guid.to_string()});
     if args.json {
         let fields = [
             ("userid", gone.key.as_str().into()),
+            ("status", "erased".into()),
             ("messages", gone.messages.into()),
             ("removed", names(&gone.removed).into()),
             ("left", names(&gone.left).into()),

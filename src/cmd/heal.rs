@@ -8,10 +8,10 @@ use super::select::{self, Chosen, Select};
 use super::{Context, Job, Outcome, status};
 use crate::error::{Kind, Result};
 use crate::store::backup::{Backup, Settings};
-use crate::store::erased;
 use crate::store::heal::{Healed, Lost, copies, heal};
 use crate::store::lock::{Create, Wait};
 use crate::store::verify::clean;
+use crate::store::{erased, former};
 use crate::util::time::now;
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
@@ -70,7 +70,8 @@ fn work(args: &Args, c: &Context, chosen: &Chosen) -> Result<Healed> {
     let db = c.config.backup_db_path();
     let mut erased = erased::messages(&db, &key)?;
     if let Some(key) = &chosen.key {
-        erased.extend(erased::messages(&db, key)?);
+        let owner = former::owner_of(key).unwrap_or(key);
+        erased.extend(erased::messages(&db, owner)?);
     }
     let healed = heal(&mut backup, &sources, &erased, &scratch, budget, now())?;
     backup.finish()?;

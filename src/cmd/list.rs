@@ -43,10 +43,33 @@ pub fn options() -> Options {
     let mut o = args::common();
     select::options(&mut o);
     args::json(&mut o);
-    let help = "only those whose last sync is older";
-    o.optopt("", "stale", help, "HOURS");
+    stale(&mut o);
     o.optflag("", "deleted", "the deleted ones instead");
     o
+}
+
+/// Adds `--stale`.
+pub(super) fn stale(o: &mut Options) {
+    let help = "only those whose last sync is older";
+    o.optopt("", "stale", help, "HOURS");
+}
+
+/// What was given with it, in seconds.
+pub(super) fn stale_of(m: &Matches) -> Result<Option<i64>> {
+    let Some(text) = m.opt_str("stale") else {
+        return Ok(None);
+    };
+    let hours: Option<u32> = text.parse().ok();
+    let hours = hours.ok_or_else(|| usage("--stale wants a number of hours"))?;
+    Ok(Some(i64::from(hours) * 3600))
+}
+
+/// Whether a backup is one of those that are asked for; what cannot be judged is.
+pub(super) fn is_stale(summary: &Result<Summary>, limit: Option<i64>, now: Timestamp) -> bool {
+    match (limit, summary) {
+        (Some(limit), Ok(s)) => s.last_time.is_none_or(|t| t < now.0 - limit),
+        (None, _) | (_, Err(_)) => true,
+    }
 }
 
 /// The command.
@@ -57,14 +80,7 @@ pub fn job(m: &Matches) -> Result<Job> {
 
 impl Args {
     fn parse(m: &Matches) -> Result<Args> {
-        let stale_secs = match m.opt_str("stale") {
-            None => None,
-            Some(text) => {
-                let hours: Option<u32> = text.parse().ok();
-                let hours = hours.ok_or_else(|| usage("--stale wants a number of hours"))?;
-                Some(i64::from(hours) * 3600)
-            }
-        };
+        let stale_secs = stale_of(m)?;
         let select = Select::some_or_all(m)?;
         let deleted = m.opt_present("deleted");
         if deleted && (!select.is_all() || stale_secs.is_some()) {
@@ -113,14 +129,6 @@ impl Row {
 
     fn summary(&self) -> Option<&Summary> {
         self.looked.summary.as_ref().ok()
-    }
-
-    fn is_stale(&self, limit: Option<i64>, now: Timestamp) -> bool {
-        match (limit, &self.looked.summary) {
-            (Some(limit), Ok(s)) => s.last_time.is_none_or(|t| t < now.0 - limit),
-            // What cannot be judged is shown.
-            (None, _) | (_, Err(_)) => true,
-        }
     }
 
     fn json(&self, now: Timestamp) -> Value {
@@ -343,8 +351,8 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         if let Err(e) = &looked.summary {
             c.complain(&chosen.name(), e);
         }
-        let row = Row::new(chosen, looked, &known);
-        row.is_stale(args.stale_secs, now).then_some(row)
+        let asked = is_stale(&looked.summary, args.stale_secs, now);
+        asked.then(|| Row::new(chosen, looked, &known))
     };
     let is_all = args.select.is_all();
     if args.json {
@@ -411,27 +419,27 @@ mod tests {
 
     #[test]
     fn stale_is_older_or_never_or_unknown() {
-        let row = |summary| Row {
+        let at = |last_time| {
+            Ok(Summary {
+                last_time,
+                ..Summary::default()
+            })
+        };
+        let now = Timestamp(10_000);
+        let is = |summary: &Result<Summary>| is_stale(summary, Some(3600), now);
+        assert!(!is(&at(Some(6400))) && is(&at(Some(6399))) && is(&at(None)));
+        assert!(is_stale(&at(Some(10_000)), None, now));
+        let broken = Err(Error::new(Kind::Damaged, "torn"));
+        assert!(is(&broken));
+        let row = Row {
             key: None,
             path: "/b".into(),
-            looked: Looked::unasked(summary),
+            looked: Looked::unasked(broken),
             proven: None,
             seen: None,
         };
-        let at = |last_time| {
-            row(Ok(Summary {
-                last_time,
-                ..Summary::default()
-            }))
-        };
-        let now = Timestamp(10_000);
-        let is = |row: Row| row.is_stale(Some(3600), now);
-        assert!(!is(at(Some(6400))) && is(at(Some(6399))) && is(at(None)));
-        assert!(at(Some(10_000)).is_stale(None, now));
-        let broken = row(Err(Error::new(Kind::Damaged, "torn")));
-        assert_eq!(broken.json(now)["error"], "torn");
-        assert_eq!(broken.json(now)["chunks"], Value::Null);
-        assert!(is(broken));
+        assert_eq!(row.json(now)["error"], "torn");
+        assert_eq!(row.json(now)["chunks"], Value::Null);
     }
 
     #[test]

@@ -167,6 +167,11 @@ impl Select {
         self.names.iter().map(one).collect()
     }
 
+    /// The first name; empty with `-A`.
+    pub fn first(&self) -> &str {
+        self.names.first().map_or("", String::as_str)
+    }
+
     /// Whether the names stand for sets.
     pub fn is_set(&self) -> bool {
         matches!(self.mode, Mode::Domain | Mode::Prefix | Mode::All)

@@ -3,7 +3,7 @@
 //! log is read, unless for such a repair.
 
 use super::args;
-use super::list::{Known, each, held_json};
+use super::list::{Known, each, held_json, is_stale, stale, stale_of};
 use super::output::{Out, number, plain, when};
 use super::select::{self, Chosen, Select};
 use super::{Context, Job, Outcome};
@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 pub struct Args {
     select: Select,
     json: bool,
+    /// `--stale`, in seconds.
+    stale_secs: Option<i64>,
 }
 
 /// The options.
@@ -26,6 +28,7 @@ pub fn options() -> Options {
     let mut o = args::common();
     select::options(&mut o);
     args::json(&mut o);
+    stale(&mut o);
     o
 }
 
@@ -34,6 +37,7 @@ pub fn job(m: &Matches) -> Result<Job> {
     let args = Args {
         select: Select::some(m)?,
         json: m.opt_present("j"),
+        stale_secs: stale_of(m)?,
     };
     Ok(Box::new(move |c, out| run(&args, c, out)))
 }
@@ -81,12 +85,14 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     let known = Known::read(c)?;
     let now = now();
     let row = |chosen: &Chosen, looked: Looked| {
-        row(chosen, looked, &known, now).unwrap_or_else(|e| {
-            c.complain(&chosen.name(), &e);
-            json!({
-                "userid": chosen.key,
-                "path": chosen.path.display().to_string(),
-                "error": e.to_string(),
+        is_stale(&looked.summary, args.stale_secs, now).then(|| {
+            row(chosen, looked, &known, now).unwrap_or_else(|e| {
+                c.complain(&chosen.name(), &e);
+                json!({
+                    "userid": chosen.key,
+                    "path": chosen.path.display().to_string(),
+                    "error": e.to_string(),
+                })
             })
         })
     };
@@ -99,7 +105,7 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
                 c,
                 c.repair(),
                 is_all,
-                &mut |chosen, looked| d.row(&row(chosen, looked)),
+                &mut |chosen, looked| row(chosen, looked).map_or(Ok(()), |row| d.row(&row)),
             )
         })?;
     } else {
@@ -108,7 +114,7 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
             c,
             c.repair(),
             is_all,
-            &mut |chosen, looked| text(&row(chosen, looked), out),
+            &mut |chosen, looked| row(chosen, looked).map_or(Ok(()), |row| text(&row, out)),
         )?;
     }
     Ok(c.outcome())

@@ -44,7 +44,7 @@ pub struct Folder {
     pub items: Vec<Item>,
     /// With `keep_uids`: expunged messages the server still knew of, without bodies; by UID.
     pub tombstones: Vec<Record>,
-    /// Messages that were wanted but never had a body here: expunged before the first sync.
+    /// Messages that were wanted but have no body here: expired, erased, or expunged before the first sync.
     pub bodiless: u64,
     /// The same as above, but only flags are wanted: messages that are not there are not brought.
     pub flags_only: bool,

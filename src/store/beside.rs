@@ -1,11 +1,17 @@
 //! What is kept beside a log and holds its mail as well, or tells of it: previous logs, damaged copies,
-//! and their indexes. Known by name alone.
+//! and their indexes. Known by name alone. Deleting a log renames it and its index only: what lies
+//! beside it keeps the name that the log had before, and is looked for under both.
 //!
 //! Fails with `Io`.
 
-use super::former::{Removed, siblings, with};
-use crate::error::Result;
+use super::former::{self, Removed, siblings, with};
+use super::index;
+use super::lock::{Create, DataLock, Wait};
+use super::reader::Reader;
+use crate::cyrus::guid::Guid;
+use crate::error::{Error, Kind, Result};
 use crate::sys::fs::sync_folder;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// What is kept beside a log and may hold its mail, or tell of it.
@@ -22,6 +28,33 @@ pub struct Beside {
 
 /// Finds what is kept beside a log; each by name.
 pub fn beside(path: &Path) -> Result<Beside> {
+    let mut found = beside_name(path)?;
+    if let Some(before) = before(path)? {
+        let more = beside_name(&before)?;
+        found.previous.extend(more.previous);
+        found.indexes.extend(more.indexes);
+        found.aside.extend(more.aside);
+        // Nothing but an interrupted deletion leaves it.
+        let index = index::path_of(&before);
+        if index.exists() {
+            found.aside.push(index);
+        }
+    }
+    Ok(found)
+}
+
+/// The name that a deleted log had before, unless a log has it again: then what is named after it is
+/// that one's.
+pub fn before(path: &Path) -> Result<Option<PathBuf>> {
+    let Some((before, _)) = former::split(path) else {
+        return Ok(None);
+    };
+    let is_there = before.try_exists();
+    let is_there = is_there.map_err(|e| Error::io("cannot look at", e).at(&before))?;
+    Ok((!is_there).then_some(before))
+}
+
+fn beside_name(path: &Path) -> Result<Beside> {
     let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let is_index = |behind: Option<&str>| behind.is_some_and(|b| b.starts_with("index"));
     let start = with(path, ".").to_string_lossy().into_owned();
@@ -55,8 +88,32 @@ pub fn beside(path: &Path) -> Result<Beside> {
     Ok(found)
 }
 
-/// Removes the previous logs that were kept beside one, and their indexes. The logs that went.
-pub fn remove_previous(path: &Path) -> Result<Vec<PathBuf>> {
+/// Which of some messages have a body in a log that is kept. One that does not read may have them all.
+/// Nothing is made beside it; `scratch` is a folder for files that are thrown away.
+pub fn holds(path: &Path, guids: &[Guid], scratch: &Path) -> HashSet<Guid> {
+    let asked = || -> Result<HashSet<Guid>> {
+        let reader = Reader::open_apart(path, scratch)?;
+        let mut found = HashSet::new();
+        for guid in guids {
+            if reader.index().body(*guid)?.is_some() {
+                found.insert(*guid);
+            }
+        }
+        Ok(found)
+    };
+    asked().unwrap_or_else(|e| {
+        log::info!("may have what is looked for: {}", e.at(path));
+        guids.iter().copied().collect()
+    })
+}
+
+/// Removes the previous logs that were kept beside one, and their indexes. The logs that went. Of a
+/// deleted log under its lock, for one that is brought back has its other name again.
+pub fn remove_previous(path: &Path, wait: Wait) -> Result<Vec<PathBuf>> {
+    let lock = match former::split(path) {
+        Some(_) => Some(DataLock::acquire(path, wait, Create::No).map_err(gone)?),
+        None => None,
+    };
     let found = beside(path)?;
     let mut removed = Removed::default();
     // The logs last: as long as one is there, this can be begun again.
@@ -68,7 +125,15 @@ pub fn remove_previous(path: &Path) -> Result<Vec<PathBuf>> {
         removed.unlink(file)?;
     }
     sync_folder(path)?;
+    drop(lock);
     Ok(removed.files)
+}
+
+fn gone(e: Error) -> Error {
+    match e.kind() {
+        Kind::NotFound => Error::new(Kind::Locked, "it has moved meanwhile: try again").because(e),
+        _ => e,
+    }
 }
 
 #[cfg(test)]
@@ -105,10 +170,21 @@ mod tests {
         assert_eq!(found.indexes, all(&[".17.index", ".17.index-shm"]));
         let aside = [".damaged.18", ".damaged.18.index", ".index.former", ".new"];
         assert_eq!(found.aside, all(&aside));
-        assert_eq!(remove_previous(&log).unwrap(), all(&[".17"]));
+        // What was deleted: by its own name, and by the one it had, if that is free.
+        let deleted = with(&log, ".deleted.19");
+        assert_eq!(beside(&deleted).unwrap(), Beside::default());
+        std::fs::remove_file(&log).unwrap();
+        let found = beside(&deleted).unwrap();
+        assert_eq!(found.previous, all(&[".17"]));
+        assert_eq!(found.indexes, all(&[".17.index", ".17.index-shm"]));
+        assert_eq!(found.aside, [&all(&aside)[..], &all(&[".index"])].concat());
+        let removed = remove_previous(&deleted, Wait::No).unwrap();
+        assert_eq!(removed, all(&[".17"]));
         let rest = beside(&log).unwrap();
         assert_eq!((rest.previous, rest.indexes), (vec![], vec![]));
-        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 11);
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 10);
+        let e = remove_previous(&with(&log, ".deleted.20"), Wait::No).unwrap_err();
+        assert_eq!(e.kind(), Kind::Locked);
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

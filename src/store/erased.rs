@@ -3,10 +3,13 @@
 //! `<time> <seconds since 1970> <what>`; only ever appended to, and on disk when [`append`] returns.
 //! It holds names, and no mail.
 //!
-//! People read it, [`messages`], and [`until`]: a line `user=<KEY> whole=<seconds> ...` is written before a whole
+//! People read it, [`until`], and [`messages`]. A line `user=<KEY> whole=<seconds> ...` is written before a whole
 //! backup goes, and says up to when. A log of that owner without an entry that has nothing later is
-//! a copy of what was erased, and not taken for his backup by itself.
+//! a copy of what was erased, and not taken for his backup by itself. A line `user=<KEY> message=<GUID> ...`
+//! is written before a message goes; KEY is the owner, also of a deleted backup, so that it holds when that
+//! comes back. Who takes over what was his inherits them before he has any of it ([`inherit`]).
 
+use super::former;
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Result};
 use crate::sys::fs::sync_folder;
@@ -65,6 +68,51 @@ pub fn messages(backups_db: &Path, key: &str) -> Result<HashSet<Guid>> {
     Ok(guids.collect())
 }
 
+/// Whether the last thing said of a message of `key` is that its erasure was begun.
+pub fn is_begun(backups_db: &Path, key: &str, guid: Guid) -> Result<bool> {
+    let start = format!("message={guid} ");
+    let said = about(backups_db, key)?;
+    let last = said.iter().rev().find_map(|what| what.strip_prefix(&start));
+    Ok(last.is_some_and(|what| what.split(' ').next() == Some("begun")))
+}
+
+/// Says that messages which were erased of `from` are erased of `to`, too: those that `is_his`, unless it
+/// is known. Before anything of `from` becomes that of `to`.
+pub fn inherit(
+    backups_db: &Path,
+    now: Timestamp,
+    (from, to): (&str, &str),
+    is_his: &mut dyn FnMut(Guid) -> Result<bool>,
+) -> Result<()> {
+    let erased = messages(backups_db, from)?;
+    if erased.is_empty() {
+        return Ok(());
+    }
+    let known = messages(backups_db, to)?;
+    let mut guids: Vec<Guid> = erased.difference(&known).copied().collect();
+    guids.sort_by_key(|guid| guid.0);
+    let mut lines = Vec::new();
+    for guid in guids {
+        if is_his(guid)? {
+            lines.push(format!("user=<{to}> message={guid} of=<{from}>"));
+        }
+    }
+    match lines.is_empty() {
+        true => Ok(()),
+        false => append_all(backups_db, now, &lines),
+    }
+}
+
+/// Whether anything whole was ever erased by this name: of a user, or a deleted backup by its key.
+pub fn was_whole(backups_db: &Path, key: &str) -> Result<bool> {
+    if let Some(owner) = former::owner_of(key) {
+        let start = clean(&format!("key=<{key}> "));
+        let said = about(backups_db, owner)?;
+        return Ok(said.iter().any(|what| what.starts_with(&start)));
+    }
+    Ok(until(backups_db, key)?.is_some())
+}
+
 /// Up to when all that `key` had was erased, if it ever was; seconds since 1970.
 pub fn until(backups_db: &Path, key: &str) -> Result<Option<i64>> {
     let said = about(backups_db, key)?;
@@ -77,15 +125,19 @@ pub fn until(backups_db: &Path, key: &str) -> Result<Option<i64>> {
 
 /// Adds a line.
 pub fn append(backups_db: &Path, now: Timestamp, what: &str) -> Result<()> {
+    append_all(backups_db, now, &[what.to_owned()])
+}
+
+fn append_all(backups_db: &Path, now: Timestamp, what: &[String]) -> Result<()> {
     let path = beside(backups_db);
     let path = path.as_path();
-    let what = clean(what);
-    let line = format!("{} {} {what}\n", iso(now), now.0);
+    let line = |what: &String| format!("{} {} {}\n", iso(now), now.0, clean(what));
+    let lines: String = what.iter().map(line).collect();
     let mut options = File::options();
     options.append(true).create(true).mode(0o600);
     let write = || -> std::io::Result<()> {
         let mut file = options.open(path)?;
-        file.write_all(line.as_bytes())?;
+        file.write_all(lines.as_bytes())?;
         file.sync_all()
     };
     write().map_err(|e| Error::io("cannot record", e).at(path))?;
@@ -122,6 +174,43 @@ mod tests {
             (ask("anna"), ask("ann"), ask("a b\nc")),
             (Some(900), None, Some(700))
         );
+        append(&db, now, "user=<anna> key=<%FORMER/anna/u1> begun").unwrap();
+        let was = |key: &str| was_whole(&db, key).unwrap();
+        assert!(was("anna") && was("%FORMER/anna/u1"));
+        assert!(!was("bert") && !was("%FORMER/anna/u") && !was("%FORMER/bert/u1"));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn who_takes_over_inherits_what_was_erased() {
+        let name = format!("cyr_backup-erased-{}-heir", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir(&dir).unwrap();
+        let db = dir.join("backups.db");
+        let now = Timestamp(1000);
+        let guid = |c: char| Guid::parse(c.to_string().repeat(40).as_bytes()).unwrap();
+        let (a, b) = (guid('a'), guid('b'));
+        let heir = |from: &str, to: &str| inherit(&db, now, (from, to), &mut |_| Ok(true)).unwrap();
+        let of = |key: &str| messages(&db, key).unwrap();
+        heir("anna", "anne");
+        assert!(!beside(&db).exists(), "nothing to say");
+        append(&db, now, &format!("user=<anna> message={a} begun")).unwrap();
+        assert!(is_begun(&db, "anna", a).unwrap() && !is_begun(&db, "anna", b).unwrap());
+        append(&db, now, &format!("user=<anna> message={a} previous=0")).unwrap();
+        assert!(!is_begun(&db, "anna", a).unwrap());
+        append(&db, now, &format!("user=<anna> message={b} begun")).unwrap();
+        inherit(&db, now, ("anna", "bert"), &mut |guid| Ok(guid == b)).unwrap();
+        assert_eq!(of("bert"), HashSet::from([b]));
+        heir("anna", "anne");
+        heir("anne", "annie");
+        let before = std::fs::read(beside(&db)).unwrap();
+        heir("anna", "annie");
+        assert_eq!(std::fs::read(beside(&db)).unwrap(), before, "it is known");
+        assert_eq!(of("annie"), HashSet::from([a, b]));
+        // What the next one of the old name erases is his own affair.
+        let c = guid('c');
+        append(&db, now, &format!("user=<anna> message={c} begun")).unwrap();
+        assert!(!of("annie").contains(&c));
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -14,6 +14,7 @@
 
 use super::backup::{Backup, Settings};
 use super::catalog::Catalog;
+use super::erased;
 use super::index::Index;
 use super::line::{Line, generation, mailbox_head};
 use super::lock::{Create, Wait};
@@ -58,6 +59,8 @@ pub fn rename(
         let e = Error::new(Kind::Locked, "the backup has moved meanwhile: try again");
         return Err(e.for_user(old));
     }
+    // Before anything says the new name: what was erased of the one is erased of the other.
+    erased::inherit(catalog.path(), now, (old, new), &mut |_| Ok(true))?;
     if backup.index().meta_text("key")?.as_deref() != Some(new) {
         let lines = lines(backup.index(), old, new, ns)?;
         backup.append(&lines, now)?;

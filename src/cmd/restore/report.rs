@@ -245,7 +245,10 @@ impl Report {
                     "flagged anew"
                 },
             );
-            count(line.bodiless, "never had a body here");
+            count(
+                line.bodiless,
+                "have no body here (expired, erased, or gone before the first sync)",
+            );
             count(d.failed.len() as u64, "FAILED");
             let to = match line.from == line.to {
                 true => String::new(),

@@ -78,7 +78,11 @@ pub(super) fn check(config: &mut Config) -> Result<()> {
 fn retention(config: &Config) -> Result<Retention> {
     let general = config.backup_retention().map(|d| d.as_secs() as i64);
     let rules = config.text(Opt::BackupRetentionFor).unwrap_or_default();
-    Retention::parse(general, rules)
+    let retention = Retention::parse(general, rules)?;
+    Ok(match config.username_tolower() {
+        true => retention.with_small_userids(),
+        false => retention,
+    })
 }
 
 fn parse_umask(config: &Config) -> Option<u32> {

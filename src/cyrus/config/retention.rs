@@ -6,19 +6,21 @@
 //! ```
 //!
 //! A rule is `WHO[:FOLDER]=TIME`. WHO is a userid, `@domain` or `*` (everybody); FOLDER a pattern
-//! for the mailbox below the user as an administrator sees it (`INBOX` for the INBOX itself), in
-//! which `*` stands for anything and `?` for one character, without regard to case; letters that are not
-//! ASCII as people write them, or as the name has them (modified UTF-7). A userid or domain may be given
-//! with or without the default domain. Rules are
-//! separated by commas (write `?` for one in a name). The most exact rule wins: a user before a
-//! domain before everybody, and within these one with a folder before one without; the first of
-//! equals. TIME is a duration as elsewhere, a bare number days; `forever` never expires.
+//! for the mailbox below the user (`INBOX` for the INBOX itself, which may also stand before what is below
+//! it), in which `*` stands for anything and `?` for one character, without regard to case; letters that
+//! are not ASCII as people write them, or as the name has them (modified UTF-7). The separator is the
+//! server's, or `/`. A userid or domain may be given with or without the default domain. Rules are
+//! separated by commas (write `?` for one in a name, and for `=`). The most exact rule wins: a user before a
+//! domain before everybody; within these one with a folder before one without, a name before a
+//! pattern, and of patterns that in which more is said; the first of equals. TIME is a duration as
+//! elsewhere, a bare number days; `forever` never expires.
 #![forbid(unsafe_code)]
 
 use super::parse;
 use crate::cyrus::mboxname::{MboxName, Namespace};
 use crate::cyrus::utf7;
 use crate::error::{Error, Kind, Result};
+use std::cmp::Reverse;
 
 /// Seconds; `None` is for ever.
 type Time = Option<i64>;
@@ -60,13 +62,23 @@ impl Retention {
         let mut rules = Vec::new();
         for text in text.split(',').map(str::trim).filter(|t| !t.is_empty()) {
             let rule = rule(text).ok_or_else(|| {
-                let why = "not WHO[:FOLDER]=TIME with a time like 30d or forever: \
-                           backup_retention_for";
+                let why = "not WHO[:FOLDER]=TIME with a time like 30d or forever, and commas \
+                           between rules: backup_retention_for";
                 Error::new(Kind::Config, format!("{why}: {text:?}"))
             })?;
             rules.push(rule);
         }
         Ok(Retention { general, rules })
+    }
+
+    /// The same on a server that makes userids small letters.
+    pub fn with_small_userids(mut self) -> Retention {
+        for rule in &mut self.rules {
+            if let Who::User(id) = &mut rule.who {
+                id.make_ascii_lowercase();
+            }
+        }
+        self
     }
 
     /// What applies to a user, or to a shared tree (`None`) of a domain; without one it is the default
@@ -76,12 +88,13 @@ impl Retention {
         let domain = domain.or_else(|| userid.and_then(|id| Some(id.rsplit_once('@')?.1)));
         let domain = domain.unwrap_or(default);
         let short = |id: &str| match id.rsplit_once('@') {
-            Some((local, domain)) if domain == default => local.to_owned(),
-            _ => id.to_owned(),
+            Some((local, domain)) if domain.eq_ignore_ascii_case(default) => local.to_owned(),
+            Some((local, domain)) => format!("{local}@{}", domain.to_ascii_lowercase()),
+            None => id.to_owned(),
         };
         let rank = |who: &Who| match who {
             Who::User(id) => userid.is_some_and(|u| short(u) == short(id)).then_some(0),
-            Who::Domain(name) => (name == domain).then_some(1),
+            Who::Domain(name) => name.eq_ignore_ascii_case(domain).then_some(1),
             Who::All => Some(2),
         };
         let mut mine: Vec<(i32, &Rule)> = self
@@ -89,12 +102,25 @@ impl Retention {
             .iter()
             .filter_map(|rule| Some((rank(&rule.who)?, rule)))
             .collect();
-        mine.sort_by_key(|(rank, rule)| (*rank, rule.folder.is_none()));
+        mine.sort_by_cached_key(|(rank, rule)| {
+            let said = rule.folder.as_deref().map(said);
+            (*rank, said.is_none(), Reverse(said))
+        });
         let mut folders = Vec::new();
         let mut general = self.general;
         for (_, rule) in mine {
             match &rule.folder {
-                Some(pattern) => folders.push((plain(pattern), rule.time)),
+                Some(pattern) => {
+                    let mut pattern = plain(pattern);
+                    if !ns.unixhierarchysep {
+                        // No name has a dot there.
+                        pattern
+                            .iter_mut()
+                            .filter(|c| **c == '.')
+                            .for_each(|c| *c = '/');
+                    }
+                    folders.push((pattern, rule.time));
+                }
                 None => {
                     // What is less exact than this has no more to say.
                     general = rule.time;
@@ -120,15 +146,15 @@ impl UserRetention {
         if self.folders.is_empty() {
             return self.general;
         }
-        let path = match name.folders() {
-            [] => "INBOX".to_owned(),
-            parts => parts.join("/"),
+        let (path, is_inbox) = match name.folders() {
+            [] => ("INBOX".to_owned(), true),
+            parts => (parts.join("/"), false),
         };
         let path = plain(&path);
-        let rule = self
-            .folders
-            .iter()
-            .find(|(pattern, _)| matches(pattern, &path));
+        let fits = |pattern: &[char]| {
+            matches(pattern, &path) || !is_inbox && matches(below_inbox(pattern), &path)
+        };
+        let rule = self.folders.iter().find(|(pattern, _)| fits(pattern));
         rule.map_or(self.general, |(_, time)| *time)
     }
 
@@ -150,6 +176,11 @@ fn rule(text: &str) -> Option<Rule> {
         Some((who, folder)) => (who.trim(), Some(folder.trim())),
         None => (what.trim(), None),
     };
+    // Most likely a comma was forgotten.
+    let is_name = |c: char| !c.is_whitespace() && c != '=';
+    if !who.chars().all(is_name) || folder.is_some_and(|f| f.contains('=')) {
+        return None;
+    }
     let who = match who {
         "" | "@" => return None,
         "*" => Who::All,
@@ -167,6 +198,20 @@ fn rule(text: &str) -> Option<Rule> {
         folder => folder.map(str::to_owned),
     };
     Some(Rule { who, folder, time })
+}
+
+/// How exact a pattern is: whether it is a name, and how many characters it says.
+fn said(pattern: &str) -> (bool, usize) {
+    let pattern = plain(pattern);
+    let stands_for = |c: &&char| matches!(c, '*' | '?');
+    let said = pattern.len() - pattern.iter().filter(stands_for).count();
+    (said == pattern.len(), said)
+}
+
+/// A pattern without the INBOX before it, below which people see their folders.
+fn below_inbox(pattern: &[char]) -> &[char] {
+    let inbox: Vec<char> = "inbox/".chars().collect();
+    pattern.strip_prefix(inbox.as_slice()).unwrap_or(pattern)
 }
 
 /// A name or pattern as it is compared: as people write it, in small letters.
@@ -246,6 +291,46 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_more_exact_than_a_pattern() {
+        let rules = "*:*=1d, *:A*=2d, *:INBOX=forever, *:Archive=300d, *:Arch*=3d, *:?rch*=4d";
+        for (folder, time) in [
+            ("", None),
+            (".Archive", Some(300)),
+            (".Archives", Some(3)),
+            (".Orchid", Some(4)),
+            (".Apple", Some(2)),
+            (".Pear", Some(1)),
+        ] {
+            assert_eq!(
+                days(rules, "bob", &format!("user.bob{folder}")),
+                time,
+                "{folder}"
+            );
+        }
+    }
+
+    #[test]
+    fn names_are_written_as_people_see_them() {
+        assert_eq!(days("*:INBOX/Trash=1d", "bob", "user.bob.Trash"), Some(1));
+        assert_eq!(days("*:INBOX/*=1d", "bob", "user.bob.A.B"), Some(1));
+        assert_eq!(days("*:INBOX/*=1d", "bob", "user.bob"), Some(7));
+        assert_eq!(days("*:INBOX/A=1d", "bob", "user.bob.INBOX.A"), Some(1));
+        assert_eq!(days("@EX.Org=1d", "eve@ex.org", "user.eve"), Some(1));
+        assert_eq!(days("eve@EX.Org=1d", "eve@ex.org", "user.eve"), Some(1));
+        assert_eq!(days("@HOME.org=1d", "eve", "user.eve"), Some(1));
+        assert_eq!(days("*:Sent.*=1d", "bob", "user.bob.Sent.A"), Some(7));
+        let dots = Namespace {
+            unixhierarchysep: false,
+            ..Namespace::default()
+        };
+        let rules = Retention::parse(None, "Bob:Sent.*=1d").unwrap();
+        let name = MboxName::parse("user.bob.Sent.A", &dots).unwrap();
+        let of = |rules: &Retention| rules.of(Some("bob"), None, &dots).mailbox(&name);
+        assert_eq!(of(&rules), None);
+        assert_eq!(of(&rules.with_small_userids()), Some(DAY));
+    }
+
+    #[test]
     fn the_longest_counts_for_history() {
         let of = |rules| {
             let all = Retention::parse(Some(DAY), rules).unwrap();
@@ -267,7 +352,18 @@ mod tests {
     #[test]
     fn bad_rules_are_named() {
         for bad in [
-            "anna", "anna=", "=3d", "anna=x", "anna=0", "anna=-1d", "@=1d", "a:=1d",
+            "anna",
+            "anna=",
+            "=3d",
+            "anna=x",
+            "anna=0",
+            "anna=-1d",
+            "@=1d",
+            "a:=1d",
+            "anna=1d bert=2d",
+            "anna bert=2d",
+            "anna:Trash=1d bert=2d",
+            "anna:a=b=2d",
         ] {
             let e = Retention::parse(None, &format!("bob=1d, {bad}")).unwrap_err();
             assert_eq!(e.kind(), Kind::Config);

@@ -9,6 +9,7 @@ use crate::cyrus::sync::MailboxHead;
 use crate::error::{Error, Kind, Result};
 use crate::server::held::Held;
 use crate::store::backup::resync_line;
+use crate::store::erased;
 use crate::store::index::MailboxRow;
 use crate::store::line::{Line, mailbox_head, needs_literal};
 use crate::store::spool::Spool;
@@ -102,6 +103,7 @@ fn move_away(
         }
         log::info!("user renamed old=<{old_key}> new=<{new_key}>");
     }
+    inherit(held, old_key, new_key, row)?;
     let there = held
         .ask(new_key, &mut |index, _| index.mailbox(&row.uniqueid))?
         .flatten()
@@ -128,6 +130,16 @@ fn move_away(
     let line = Line::new("UNMAILBOX", &Value::text(old));
     change(held, old_key, &[line], &|index| {
         Ok(index.mailbox_by_name(old)?.is_none())
+    })
+}
+
+/// What was erased of a mailbox stays so for its new owner. On record before he has anything of it.
+fn inherit(held: &mut Held, old_key: &str, new_key: &str, row: &MailboxRow) -> Result<()> {
+    let db = held.shared().catalog.path().to_owned();
+    erased::inherit(&db, time::now(), (old_key, new_key), &mut |guid| {
+        let records = held.ask(old_key, &mut |index, _| index.records_of(guid))?;
+        let mut records = records.into_iter().flatten();
+        Ok(records.any(|r| r.mailbox_id == row.id))
     })
 }
 

@@ -13,6 +13,7 @@ use crate::store::index::{self, Index};
 use crate::store::lock::{Create, DataLock, Wait};
 use crate::store::reader::{Reader, Stale};
 use crate::util::hex;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// So much may be left to be copied under the lock, in bytes.
@@ -56,41 +57,95 @@ fn attempt(
     scratch: &Path,
     reading: Reading,
 ) -> Result<Report> {
-    let reader = opened(path, key, policy, times, reading)?;
-    // Whoever asked may have looked it up before it was renamed: the log says whose it is.
-    let own = reader.index().meta_text("key")?;
-    let key = own.as_deref().unwrap_or(key);
-    let survey = Survey::make(&reader, policy, times, reading)?;
-    if survey.report.outcome != Outcome::Done || policy.dry_run {
-        if !policy.dry_run {
-            tidy(path)?;
-        }
-        return Ok(survey.report);
-    }
-    let lock =
-        DataLock::acquire(&new_path(path), Wait::No, Create::IfMissing).map_err(|e| {
-            match e.kind() {
-                Kind::Locked => Error::new(Kind::Locked, "is being compacted already").at(path),
-                _ => e,
+    let mut lock = None;
+    loop {
+        let found = survey(path, key, policy, times, reading);
+        let (reader, key, survey) = match (found, lock.take()) {
+            (Err(e), lock) => {
+                lock.iter().for_each(|lock| give_up(path, lock));
+                return Err(e);
             }
-        })?;
-    let made = make(path, key, policy, times, scratch, reader, survey, &lock);
-    if made.is_err() {
-        // The old pair is as it was, unless the new log has taken its name already.
-        let ours = lock.file().metadata().ok();
-        let named = std::fs::metadata(new_path(path)).ok();
-        use std::os::unix::fs::MetadataExt;
-        if let (Some(ours), Some(named)) = (ours, named) {
-            if ours.ino() == named.ino() {
-                let _ = index::remove(&index::path_of(&new_path(path)));
-                let _ = std::fs::remove_file(new_path(path));
+            (Ok((_, _, survey)), held)
+                if survey.report.outcome != Outcome::Done || policy.dry_run =>
+            {
+                drop(held);
+                if !policy.dry_run {
+                    tidy(path)?;
+                }
+                return Ok(survey.report);
             }
+            (Ok(found), held) => {
+                lock = held;
+                found
+            }
+        };
+        let held = match lock.take() {
+            Some(held) => held,
+            None => {
+                let held = alone(path, policy)?;
+                let now = Reader::open(path, Stale::Refuse);
+                let now = now.and_then(|now| now.index().meta_text("generation"));
+                let is_same = |now: &Option<String>| matches!(reader.index().meta_text("generation"), Ok(was) if was == *now);
+                if !now.is_ok_and(|now| is_same(&now)) {
+                    // Somebody else has compacted it meanwhile.
+                    lock = Some(held);
+                    continue;
+                }
+                held
+            }
+        };
+        let made = make(path, &key, policy, times, scratch, reader, survey, &held);
+        if made.is_err() {
+            give_up(path, &held);
         }
+        return made;
     }
-    made
 }
 
-/// Opens for reading; a log that the old tools began is taken over first, so that it has a name.
+/// Opens the backup and looks through it. With it, whose it is: whoever asked may have looked it up
+/// before it was renamed.
+fn survey(
+    path: &Path,
+    key: &str,
+    policy: &Policy,
+    times: &Times<'_>,
+    reading: Reading,
+) -> Result<(Reader, String, Survey)> {
+    let reader = opened(path, key, policy, times, reading)?;
+    let own = reader.index().meta_text("key")?;
+    let survey = Survey::make(&reader, policy, times, reading)?;
+    Ok((reader, own.unwrap_or_else(|| key.to_owned()), survey))
+}
+
+/// Sees to it that nobody else compacts the backup. Waits for who does only where that was asked for
+/// or something must go: else another run does what there is to do.
+fn alone(path: &Path, policy: &Policy) -> Result<DataLock> {
+    let is_asked = policy.wait == Wait::Forever || !policy.erase.is_empty();
+    let wait = if is_asked { policy.wait } else { Wait::No };
+    let lock = DataLock::acquire(&new_path(path), wait, Create::IfMissing);
+    lock.map_err(|e| match e.kind() {
+        Kind::Locked => {
+            let what = "is being compacted already";
+            Error::new(Kind::Locked, what).at(path).because(e)
+        }
+        _ => e,
+    })
+}
+
+/// Removes what was begun. The old pair is as it was, unless the new log has taken its name already.
+fn give_up(path: &Path, lock: &DataLock) {
+    let ours = lock.file().metadata().ok();
+    let named = std::fs::metadata(new_path(path)).ok();
+    if let (Some(ours), Some(named)) = (ours, named) {
+        if ours.ino() == named.ino() {
+            let _ = index::remove(&index::path_of(&new_path(path)));
+            let _ = std::fs::remove_file(new_path(path));
+        }
+    }
+}
+
+/// Opens for reading; a log that the old tools began is taken over first, so that it has a name. Where
+/// something must go, or is in doubt, whoever has the backup is waited for.
 fn opened(
     path: &Path,
     key: &str,
@@ -106,7 +161,9 @@ fn opened(
     }
     let named = reader.index().meta_text("generation")?;
     let named = named.is_some_and(|id| !id.is_empty());
-    if named && reading == Reading::Whole || policy.dry_run {
+    // A body may stand in a chunk that is open: it is sealed.
+    let is_enough = reading == Reading::Whole && policy.erase.is_empty();
+    if named && is_enough || policy.dry_run {
         return Ok(reader);
     }
     drop(reader);

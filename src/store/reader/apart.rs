@@ -45,6 +45,12 @@ impl Reader {
         }
     }
 
+    /// Opens a log that nobody writes to, and changes and makes nothing beside it: with the index that it
+    /// has if that fits, else with one that is made in `scratch`.
+    pub fn open_apart(path: &Path, scratch: &Path) -> Result<Reader> {
+        at_rest(path, scratch).or_else(|_| made(path, scratch))
+    }
+
     /// Opens a backup with the index that it has, and repairs nothing.
     pub fn open_as_is(path: &Path, scratch: &Path) -> Result<Reader> {
         match is_writable(folder(path)) {
