@@ -85,6 +85,7 @@ impl Survey {
             .first_expired
             .map(|t| t.saturating_add(kept + OVERDUE.max(kept) + 1));
         let overdue = stretches.advance.is_some() && last_call.is_some_and(|t| t <= times.now.0);
+        let certain = overdue || policy.force && (plan.dropped + plan.rewritten > 0);
         let gauge = Gauge {
             reader,
             chunks: &sealed,
@@ -94,14 +95,16 @@ impl Survey {
             times,
             level: policy.level,
             max,
-            // What is copied stays as it is.
-            tries: policy.force || overdue || plan.pays(policy.threshold, plan.spliced_bytes),
+            tries: match certain {
+                // The run itself will tell.
+                true => policy.dry_run,
+                // What is copied stays as it is: if that is too much already, the rest is no matter.
+                false => plan.pays(policy.threshold, plan.spliced_bytes),
+            },
         };
         let after = gauge.size(&plan);
         let bytes = index.meta_number("acknowledged")?.unwrap_or(0) as u64;
-        let wanted = policy.force && (plan.dropped + plan.rewritten > 0)
-            || plan.pays(policy.threshold, after)
-            || overdue;
+        let wanted = certain || plan.pays(policy.threshold, after);
         let [expired_records, expired_mailboxes, expired_others] =
             dropped(&need, &waste, &plan, &sealed, &stretches);
         let held = need.loss.brakes(policy.brake) && !policy.force;
