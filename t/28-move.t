@@ -2,6 +2,7 @@
 """A backup moves to another partition and back while the real sync_client goes on; killed
 and interrupted at each step; beside files of others."""
 
+import json
 import os
 import random
 import shutil
@@ -271,6 +272,100 @@ def steps(rig):
     lone(rig, "emil")
 
 
+def traced(rig, *words, inject, only=None):
+    """Runs it under strace, which makes some of its calls fail or kills it there."""
+    strace = shutil.which("strace")
+    if not strace:
+        raise Skip("strace is not installed")
+    argv = [strace, "-f", "-qq", "-o", "/dev/null"] + (["-P", only] if only else [])
+    calls = inject.split(":")[0]
+    argv += ["-e", "trace=" + calls, "-e", "inject=" + inject]
+    return run_command(argv + [rig.to.path, "-C", rig.to.conf] + list(words))
+
+
+@case("killed at each name that it gives or takes away, and compacted since: the next moves end it")
+def killed_and_compacted(rig):
+    made(rig, "lea")
+    with open(rig.to.data_file("lea") + ".damaged.1795442465123", "w") as file:
+        file.write("kept aside")
+    # Beyond that many it ends before.
+    for n in range(1, 60):
+        to = "default" if place(rig, "lea") == "two" else "two"
+        calls = "unlink,unlinkat,rename,renameat:signal=KILL:when=%d" % n
+        done = traced(rig, "move", "--to", to, "lea", inject=calls)
+        with rig.cyrus.imap("lea") as imap:
+            imap.append("INBOX", message("lea%d" % n, to="lea"))
+        rig.sync("-u", "lea")
+        expect_equal(rig.to.tool("compact", "-F", "lea").code, 0, "compact (%d)" % n)
+        for to in ("default", "two"):
+            move(rig, "lea", to)
+        path = rig.to.data_file("lea")
+        aside = path + ".damaged.1795442465123"
+        expect(os.path.exists(aside), "what was set aside is there (%d)" % n)
+        extra = [f for f in files_of(rig, "lea") if not f.startswith(path + ".index") and f not in (path, aside)]
+        expect_equal(extra, [], "other files (%d)" % n)
+        if done.code == 0:
+            break
+    expect(done.code == 0 and n > 5, "it came to its end at last (%d)" % n)
+    rig.whole("lea")
+    agree(rig)
+
+
+@case("killed, then deleted: what was left of the live one is known, too")
+def killed_and_deleted(rig):
+    made(rig, "lou")
+    old = rig.to.data_file("lou")
+    traced(rig, "move", "--to", "two", "lou", inject="unlink,unlinkat:signal=KILL:when=1", only=old)
+    expect(os.path.exists(old) and place(rig, "lou") == "two", "the old log is left")
+    expect_equal(rig.to.tool("compact", "-F", "lou").code, 0, "compact")
+    expect_equal(rig.to.tool("delete", "lou").code, 0, "delete")
+    key = [b["key"] for b in rig.to.json("list", "--deleted")["backups"] if b["userid"] == "lou"][0]
+    move(rig, key, "two")
+    expect(not os.path.exists(old), "the move of the deleted one removes it")
+    expect_equal(rig.to.tool("delete", "--undo", "lou").code, 0, "undo")
+    rig.whole("lou")
+
+
+@case("what cannot be removed is told, with a status, and removed by the next move")
+def stays(rig):
+    made(rig, "lisa")
+    old = rig.to.data_file("lisa")
+    for words, is_json in ((["lisa"], False), (["-j", "lisa"], True)):
+        to = "default" if place(rig, "lisa") == "two" else "two"
+        old = rig.to.data_file("lisa")
+        done = traced(rig, "move", "--to", to, *words, inject="unlink,unlinkat:error=EROFS", only=old)
+        expect_equal(done.code, 74, "status of a move that leaves files")
+        expect_equal(place(rig, "lisa"), to, "it has moved")
+        expect("lisa: stays until the next move: %s\n" % old in done.err, "which", [str(done)])
+        if is_json:
+            row = json.loads(done.out)["backups"][0]
+            expect_equal((row["status"], row["left"]), ("moved", [old]), "the same in JSON")
+        expect_equal(rig.to.tool("compact", "-F", "lisa").code, 0, "compact")
+        move(rig, "lisa", to)
+        lone(rig, "lisa")
+    rig.whole("lisa")
+
+
+@case("a partition that is reached by two names: nothing of it is taken for a copy")
+def two_names(rig):
+    made(rig, "max")
+    path = rig.to.data_file("max")
+    one, other = rig.to.tree + "/backup", rig.to.tree + "/other"
+    os.rename(one, other)
+    os.symlink(other, one)
+    moved = path.replace(one, other)
+    run_command(["/usr/lib/cyrus/bin/cyr_dbtool", "-C", rig.to.conf, rig.to.tree + "/conf/backups.db", "twoskip", "set", "max", moved])
+    try:
+        expect("is there already" in move(rig, "max", "default"), "it is there")
+        expect(os.path.exists(path), "the log is where it was")
+        move(rig, "max", "two")
+        lone(rig, "max")
+    finally:
+        os.unlink(one)
+        os.rename(other, one)
+    rig.whole("max")
+
+
 @case("what a killed compaction left is not carried along, and goes")
 def leftovers(rig):
     made(rig, "lena")
@@ -300,16 +395,37 @@ def stranger(rig):
     os.unlink(new)
     expect("no backuppartition-three" in move(rig, "fred", "three", code=78), "unknown partition")
     expect("no backup" in move(rig, "nobody", "two", code=1), "unknown user")
+    done = rig.to.tool("move", "-j", "--to", "two", "nobody")
+    row = {"userid": "nobody", "status": "failed", "error": "no backup"}
+    expect_equal((done.code, json.loads(done.out)["backups"]), (1, [row]), "the same in JSON")
 
 
 @case("a deleted backup moves, too, and comes back")
 def deleted(rig):
     made(rig, "hugo")
+    old = rig.to.data_file("hugo")
+    for suffix in (".1795442465", ".damaged.1795442465123"):
+        shutil.copyfile(old, old + suffix)
+        sandbox.owned(old + suffix)
     expect_equal(rig.to.tool("delete", "hugo").code, 0, "delete")
-    key = rig.to.json("list", "--deleted")["backups"][0]["key"]
+    key = [b["key"] for b in rig.to.json("list", "--deleted")["backups"] if b["userid"] == "hugo"][0]
+    made(rig, "horst")
+    expect_equal(rig.to.tool("delete", "horst").code, 0, "delete")
+    said = rig.to.tool("move", "-A", "--to", "two")
+    expect_equal(said.code, 0, "status of move -A")
+    expect("2 deleted backups stay where they are: move --to two -P %FORMER/ moves them\n" in said.out, "what it says of them", [str(said)])
+    expect_equal(rig.to.json("move", "-A", "--to", "two")["deleted"], 2, "the same in JSON")
     move(rig, key, "two")
+    expect_equal([f for f in files_of(rig, "hugo") if not f.startswith(TWO)], [], "what stays at its old place")
+    expect_equal(rig.to.json("move", "-A", "--to", "two")["deleted"], 1, "how many stay then")
+    expect_equal(rig.to.tool("move", "-P", "%FORMER/", "--to", "two").code, 0, "all of them")
+    said = rig.to.tool("move", "-A", "--to", "two").out
+    expect("stay where" not in said, "none stays any more", [said])
     expect_equal(rig.to.tool("delete", "--undo", "hugo").code, 0, "undo")
     expect_equal(place(rig, "hugo"), "two", "place")
+    path = rig.to.data_file("hugo")
+    for suffix in (".1795442465", ".damaged.1795442465123"):
+        expect(os.path.exists(path + suffix), "what was beside it is beside it: %s" % suffix)
     rig.sync("-u", "hugo")
     rig.whole("hugo")
     agree(rig)

@@ -247,7 +247,10 @@ fn messages(args: &Args, c: &Context) -> Result<Gone> {
     owners_then.sort();
     owners_then.dedup();
     drop(view);
-    let removed = beside::remove_previous(path, wait)?;
+    let removed = beside::remove_previous(path, wait, || match &chosen.key {
+        Some(key) => Ok(c.catalog().lookup(key)?.as_ref() == Some(path)),
+        None => Ok(true),
+    })?;
     for owner in &owners_then {
         for guid in &args.messages {
             let n = removed.len();

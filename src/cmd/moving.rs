@@ -1,6 +1,7 @@
 //! `move`: a backup to another backup partition, while syncs go on.
 
 use super::args::{self, usage};
+use super::erase::names;
 use super::output::{Out, plain};
 use super::select::{self, Chosen, Select};
 use super::{Context, Job, Outcome, status};
@@ -13,7 +14,7 @@ use crate::store::moving::{Moved, Way, to_folder};
 use crate::util::progress::Progress;
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What was typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,15 +103,40 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     let mut last = None;
     let mut work = |chosen: &Chosen| {
         let done = one(args, c, chosen, &partitions);
-        if let Err(e) = &done {
-            c.complain(&chosen.name(), e);
-            last = Some(e.kind());
+        match &done {
+            Err(e) => {
+                c.complain(&chosen.name(), e);
+                last = Some(e.kind());
+            }
+            Ok(Moved {
+                left: Some((files, e)),
+                ..
+            }) => {
+                let what = format!("it has moved, but not all is removed where it was: {e}");
+                c.complain(&chosen.name(), &Error::new(e.kind(), what));
+                for file in names(files) {
+                    let e = Error::new(e.kind(), format!("stays until the next move: {file}"));
+                    c.complain(&chosen.name(), &e);
+                }
+                last = Some(e.kind());
+            }
+            Ok(_) => {}
         }
         done
     };
+    // Deleted backups are nobody's: all means those in use.
+    let stay = match args.select.is_all() {
+        true => deleted(args, c, &partitions)?,
+        false => 0,
+    };
     if args.json {
-        out.document(&[], |d| {
+        let fields = [("deleted", stay.into())];
+        let fields: &[_] = if args.select.is_all() { &fields } else { &[] };
+        out.document(fields, |d| {
             d.list("backups")?;
+            for (name, e) in &found.missing {
+                d.row(&failed(name, e))?;
+            }
             let mut rows = found.chosen.iter();
             rows.try_for_each(|chosen| d.row(&as_json(chosen, &work(chosen))))
         })?;
@@ -128,6 +154,12 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
                 }
             }
         }
+        if stay > 0 {
+            out.line(format_args!(
+                "{stay} deleted backups stay where they are: move --to {} -P %FORMER/ moves them",
+                plain(&args.to)
+            ))?;
+        }
     }
     Ok(match last {
         // One that was named: its own reason.
@@ -136,6 +168,18 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         }
         _ => c.outcome(),
     })
+}
+
+/// How many deleted backups are elsewhere.
+fn deleted(args: &Args, c: &Context, partitions: &[(String, PathBuf)]) -> Result<usize> {
+    let target = partitions.iter().find(|(name, _)| *name == args.to);
+    let is_there = |path: &Path| target.is_some_and(|(_, dir)| path.starts_with(dir));
+    let formers = former::list(&c.catalog(), None)?;
+    Ok(formers.iter().filter(|f| !is_there(&f.path)).count())
+}
+
+fn failed(name: &str, e: &Error) -> Value {
+    json!({ "userid": name, "status": "failed", "error": e.to_string() })
 }
 
 fn as_json(chosen: &Chosen, done: &Result<Moved>) -> Value {
@@ -152,11 +196,12 @@ fn as_json(chosen: &Chosen, done: &Result<Moved>) -> Value {
             row["from"] = moved.from.to_string_lossy().into();
             row["bytes"] = moved.bytes.into();
             row["under_lock_bytes"] = moved.under_lock.into();
+            if let Some((files, e)) = &moved.left {
+                row["left"] = names(files).into();
+                row["error"] = e.to_string().into();
+            }
         }
-        Err(e) => {
-            row["status"] = "failed".into();
-            row["error"] = e.to_string().into();
-        }
+        Err(e) => return failed(&chosen.name(), e),
     }
     row
 }

@@ -107,13 +107,22 @@ pub fn holds(path: &Path, guids: &[Guid], scratch: &Path) -> HashSet<Guid> {
     })
 }
 
-/// Removes the previous logs that were kept beside one, and their indexes. The logs that went. Of a
-/// deleted log under its lock, for one that is brought back has its other name again.
-pub fn remove_previous(path: &Path, wait: Wait) -> Result<Vec<PathBuf>> {
-    let lock = match former::split(path) {
-        Some(_) => Some(DataLock::acquire(path, wait, Create::No).map_err(gone)?),
-        None => None,
-    };
+/// Removes the previous logs that were kept beside one, and their indexes. The logs that went. Under its
+/// lock, and if `is_still` its place then: who moves it carries them along, and if a deleted one is
+/// brought back they are another's.
+pub fn remove_previous(
+    path: &Path,
+    wait: Wait,
+    is_still: impl FnOnce() -> Result<bool>,
+) -> Result<Vec<PathBuf>> {
+    let gone = || Error::new(Kind::Locked, "it has moved meanwhile: try again").at(path);
+    let lock = DataLock::acquire(path, wait, Create::No).map_err(|e| match e.kind() {
+        Kind::NotFound => gone(),
+        _ => e,
+    })?;
+    if !is_still()? {
+        return Err(gone());
+    }
     let found = beside(path)?;
     let mut removed = Removed::default();
     // The logs last: as long as one is there, this can be begun again.
@@ -127,13 +136,6 @@ pub fn remove_previous(path: &Path, wait: Wait) -> Result<Vec<PathBuf>> {
     sync_folder(path)?;
     drop(lock);
     Ok(removed.files)
-}
-
-fn gone(e: Error) -> Error {
-    match e.kind() {
-        Kind::NotFound => Error::new(Kind::Locked, "it has moved meanwhile: try again").because(e),
-        _ => e,
-    }
 }
 
 #[cfg(test)]
@@ -178,13 +180,15 @@ mod tests {
         assert_eq!(found.previous, all(&[".17"]));
         assert_eq!(found.indexes, all(&[".17.index", ".17.index-shm"]));
         assert_eq!(found.aside, [&all(&aside)[..], &all(&[".index"])].concat());
-        let removed = remove_previous(&deleted, Wait::No).unwrap();
+        let removed = remove_previous(&deleted, Wait::No, || Ok(true)).unwrap();
         assert_eq!(removed, all(&[".17"]));
         let rest = beside(&log).unwrap();
         assert_eq!((rest.previous, rest.indexes), (vec![], vec![]));
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 10);
-        let e = remove_previous(&with(&log, ".deleted.20"), Wait::No).unwrap_err();
-        assert_eq!(e.kind(), Kind::Locked);
+        for (end, is_still) in [(".deleted.20", true), (".deleted.19", false)] {
+            let e = remove_previous(&with(&log, end), Wait::No, || Ok(is_still)).unwrap_err();
+            assert_eq!(e.kind(), Kind::Locked);
+        }
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -7,21 +7,24 @@
 //! up the old path finds no file there, or one that the catalogue no longer names, and looks again.
 //!
 //! At each moment the catalogue names exactly one of the two. What an interruption leaves is a file
-//! beside the other's way that the catalogue does not name: a `.new`, or a whole copy that is the
-//! beginning of the log in use. The next move of that backup removes it, nothing else does.
+//! beside the other's way that the catalogue does not name: a `.new`, a whole copy, or what was moved.
+//! The next move of that backup knows it by what was noted of this one ([`left`]) and removes it.
 //!
 //! Fails with `Locked`, `Exists` (somebody else's file lies there), `Io`, `NoSpace`; then nothing has
-//! moved.
+//! moved. Old files that cannot be removed are no failure of the move: they are in [`Moved::left`].
+
+mod left;
 
 use super::backup::{Backup, Settings};
 use super::catalog::Catalog;
-use super::former::siblings;
 use super::index::{self, ChunkRow};
 use super::lock::{Create, DataLock, Wait};
 use super::reader::{Reader, Stale};
 use super::reindex;
 use crate::error::{Error, Kind, Result};
 use crate::sys::fs::sync_folder;
+use left::{Trace, all_of, are_equal, asides, is_same, remove_all, remove_others};
+use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -33,7 +36,7 @@ const ROUNDS: u32 = 16;
 const BUFFER: usize = 1 << 20;
 
 /// How a move ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Moved {
     /// Where the log was.
     pub from: PathBuf,
@@ -43,6 +46,8 @@ pub struct Moved {
     pub bytes: u64,
     /// Of these copied while nobody could write.
     pub under_lock: u64,
+    /// Old files that stay because they could not be removed, and why.
+    pub left: Option<(Vec<PathBuf>, Error)>,
 }
 
 /// Where to, and how.
@@ -69,20 +74,18 @@ pub fn to_folder(
         let missing = || Error::new(Kind::NotFound, "no backup").for_user(key);
         let from = catalog.lookup(key)?.ok_or_else(missing)?;
         let name = from.file_name().ok_or_else(missing)?;
-        for folder in way.others.iter().map(PathBuf::as_path).chain([way.folder]) {
-            let left = folder.join(name);
-            if left != from && left.exists() {
-                remove_left(catalog, &from, &left)?;
-            }
-        }
+        let folders = way.others.iter().map(PathBuf::as_path);
+        remove_others(catalog, &from, folders.chain([way.folder]))?;
         let to = way.folder.join(name);
-        if to == from {
-            let bytes = fs::metadata(&from).map_or(0, |m| m.len());
+        let file = File::open(&from).map_err(|e| Error::io("cannot open", e).at(&from))?;
+        if to == from || is_same(&file, &to) {
+            let bytes = file.metadata().map_or(0, |m| m.len());
             return Ok(Moved {
                 to: from.clone(),
                 from,
                 bytes,
                 under_lock: 0,
+                left: None,
             });
         }
         make_folder(way.folder)?;
@@ -111,28 +114,32 @@ fn once(
     let beside = with(to, ".new");
     // Also keeps a second move away.
     let target = DataLock::acquire(&beside, Wait::No, Create::IfMissing)?;
+    let trace = Trace::of(catalog, from);
     let mut copy = Copy {
         source: &source,
         target: target.file(),
         at: 0,
         proven: 0,
+        sha256: Sha256::new(),
+        asides: Vec::new(),
     };
-    let gone = |e: Error| {
-        // Nobody shall wonder about it.
-        let _ = fs::remove_file(&beside);
-        e
-    };
-    let done = copy
-        .without_lock(from, way.settings, progress)
+    let done = trace
+        .begun(to)
+        .and_then(|()| copy.without_lock(from, way.settings, progress))
         .and_then(|()| copy.asides(from, to))
         .and_then(|()| copy.finish(catalog, key, from, to, way, progress));
-    match done {
-        Ok(None) => {
-            let _ = fs::remove_file(&beside);
-            Ok(None)
+    if !matches!(done, Ok(Some(_))) && !to.exists() {
+        // Nobody shall wonder about it.
+        for file in &copy.asides {
+            let _ = fs::remove_file(file);
         }
-        done => done.map_err(gone),
+        let _ = index::remove(&index::path_of(to));
+        let _ = fs::remove_file(&beside);
+        if copy.asides.iter().chain([&beside]).all(|f| !f.exists()) {
+            let _ = trace.done();
+        }
     }
+    done
 }
 
 struct Copy<'a> {
@@ -142,6 +149,10 @@ struct Copy<'a> {
     at: u64,
     /// Compared up to here.
     proven: u64,
+    /// Of what is copied.
+    sha256: Sha256,
+    /// Copies of what is kept beside it.
+    asides: Vec<PathBuf>,
 }
 
 impl Copy<'_> {
@@ -172,9 +183,13 @@ impl Copy<'_> {
     }
 
     /// Copies of what is kept beside the log: damaged ones, previous ones, old indexes.
-    fn asides(&self, from: &Path, to: &Path) -> Result<()> {
+    fn asides(&mut self, from: &Path, to: &Path) -> Result<()> {
         for file in asides(from)? {
-            let copy = renamed(&file, from, to);
+            let copy = in_folder_of(to, &file);
+            if copy.exists() && !are_equal(&file, &copy)? {
+                return Err(Error::new(Kind::Exists, "another file lies there").at(&copy));
+            }
+            self.asides.push(copy.clone());
             let done = fs::copy(&file, &copy).and_then(|_| File::open(&copy)?.sync_all());
             done.map_err(|e| Error::io("cannot copy", e).at(&file))?;
         }
@@ -202,11 +217,22 @@ impl Copy<'_> {
         if !is_same || catalog.lookup(key)?.as_deref() != Some(from) {
             return Ok(None);
         }
+        let kept = asides(from)?;
+        if kept
+            .iter()
+            .map(|f| in_folder_of(to, f))
+            .ne(self.asides.iter().cloned())
+        {
+            // Something was kept meanwhile, or what was kept is erased.
+            return Ok(None);
+        }
         let before = self.at;
         self.up_to(now.len(), progress)?;
         self.prove(&chunks)?;
         self.sync()?;
         copy_index(from, to)?;
+        let trace = Trace::of(catalog, from);
+        trace.copied(to, self.at, &self.sha256.clone().finalize())?;
         fs::rename(with(to, ".new"), to).map_err(|e| Error::io("cannot rename", e).at(to))?;
         sync_folder(to)?;
         let change = [(key.to_owned(), Some(to.to_owned()))];
@@ -218,7 +244,16 @@ impl Copy<'_> {
             return Err(e);
         }
         // The copy is the backup from here on: what fails now is told and left for the next move.
-        if let Err(e) = remove_all(from) {
+        let left = match remove_all(from) {
+            Ok(()) => {
+                if let Err(e) = trace.done() {
+                    log::warn!("a move stays on record: {e}");
+                }
+                None
+            }
+            Err(e) => Some((all_of(from), e)),
+        };
+        if let Some((_, e)) = &left {
             log::error!(
                 "IOERROR: old files not removed filename=<{}> error=<{e}>",
                 from.display()
@@ -230,6 +265,7 @@ impl Copy<'_> {
             to: to.to_owned(),
             bytes: self.at,
             under_lock: self.at - before,
+            left,
         }))
     }
 
@@ -247,6 +283,7 @@ impl Copy<'_> {
             self.target
                 .write_all_at(&buf[..n], self.at)
                 .map_err(|e| Error::io("cannot copy", e))?;
+            self.sha256.update(&buf[..n]);
             self.at += n as u64;
             progress(self.at);
         }
@@ -296,74 +333,9 @@ fn copy_index(from: &Path, to: &Path) -> Result<()> {
     done.map_err(|e| Error::io("cannot copy", e).at(&old))
 }
 
-/// Removes the copy that an interrupted move has left: a file that nobody names and that is the
-/// beginning of the log in use. Any other is somebody's, and an error.
-fn remove_left(catalog: &Catalog, live: &Path, left: &Path) -> Result<()> {
-    let taken = || Error::new(Kind::Exists, "another file lies there").at(left);
-    if catalog.list()?.iter().any(|(_, path)| path == left) {
-        return Err(taken());
-    }
-    let lock = DataLock::acquire(left, Wait::No, Create::No)?;
-    let open = |path: &Path| File::open(path).map_err(|e| Error::io("cannot open", e).at(path));
-    let (old, new) = (open(left)?, open(live)?);
-    let len = |file: &File| file.metadata().map_or(0, |m| m.len());
-    let end = len(&old);
-    if end > len(&new) || reindex::hash(&old, 0, end)? != reindex::hash(&new, 0, end)? {
-        return Err(taken());
-    }
-    remove_all(left)?;
-    drop(lock);
-    log::warn!(
-        "left by an interrupted move, removed filename=<{}>",
-        left.display()
-    );
-    Ok(())
-}
-
-/// Removes a log, then what belongs to it.
-fn remove_all(path: &Path) -> Result<()> {
-    fs::remove_file(path).map_err(|e| Error::io("cannot remove", e).at(path))?;
-    index::remove(&index::path_of(path))?;
-    for file in asides(path)? {
-        fs::remove_file(&file).map_err(|e| Error::io("cannot remove", e).at(&file))?;
-    }
-    // What a compaction that was killed has left.
-    let new = with(path, ".new");
-    if index::path_of(&new).exists() {
-        index::remove(&index::path_of(&new))?;
-    }
-    match fs::remove_file(&new) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Error::io("cannot remove", e).at(&new));
-        }
-        _ => {}
-    }
-    sync_folder(path)
-}
-
-/// What is kept beside a log, without its index and what is being made.
-fn asides(path: &Path) -> Result<Vec<PathBuf>> {
-    let index = index::path_of(path);
-    let mut files = siblings(path, ".")?;
-    files.retain(|f| {
-        let name = f.to_string_lossy();
-        let is_index = ["", "-wal", "-shm", "-journal"].map(|end| with(&index, end));
-        let is_new = name.ends_with(".new") || name.contains(".new.index");
-        !is_index.contains(f) && !is_new && super::former::split(f).is_none()
-    });
-    Ok(files)
-}
-
-/// `from` with something behind it, at the other place.
-fn renamed(file: &Path, from: &Path, to: &Path) -> PathBuf {
-    let name = |p: &Path| {
-        p.file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
-    };
-    let (file, from) = (name(file), name(from));
-    with(to, file.strip_prefix(&from).unwrap_or(&file))
+/// The same name, where the log goes.
+fn in_folder_of(to: &Path, file: &Path) -> PathBuf {
+    to.with_file_name(file.file_name().unwrap_or_default())
 }
 
 /// Makes a folder and those above it, durably.

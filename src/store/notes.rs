@@ -65,11 +65,28 @@ impl Notes {
 
     /// Writes one, in the place of the one before.
     pub fn set(&self, key: &str, text: &str) -> Result<()> {
+        self.change(key, Some(text))
+    }
+
+    /// Removes one, if it is there.
+    pub fn remove(&self, key: &str) -> Result<()> {
+        match self.get(key)? {
+            Some(_) => self.change(key, None),
+            None => Ok(()),
+        }
+    }
+
+    fn change(&self, key: &str, text: Option<&str>) -> Result<()> {
         let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let put = || -> Result<()> {
             let mut db = Db::open(&self.path, OpenMode::Create)?;
             let mut txn = db.begin()?;
-            txn.put(key.as_bytes(), text.as_bytes())?;
+            match text {
+                Some(text) => txn.put(key.as_bytes(), text.as_bytes())?,
+                None => {
+                    txn.delete(key.as_bytes())?;
+                }
+            }
             txn.commit()
         };
         match put() {
