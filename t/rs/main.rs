@@ -4,6 +4,7 @@ mod bytes;
 mod compact;
 mod compact_brake;
 mod compact_odd;
+mod compact_pays;
 mod crash;
 mod heal;
 mod history;

@@ -309,6 +309,7 @@ impl Making<'_> {
             key,
             id: &id,
             time,
+            upto: None,
             max: self.max,
         };
         let mut out = Out::file(self.file, self.end, self.level);

@@ -16,6 +16,7 @@
 //! somebody else compacts it or has it for too long, and the kinds of the disk. Whatever fails, the
 //! old pair stays as it was.
 
+mod gauge;
 mod making;
 pub mod need;
 pub mod out;
@@ -90,17 +91,17 @@ pub struct Report {
     pub chunks_after: u64,
     /// Bytes of the log before.
     pub bytes_before: u64,
-    /// Bytes afterwards; an estimate if nothing was done.
+    /// Bytes afterwards; about so many of a dry run, and of what is held.
     pub bytes_after: u64,
     /// Bytes copied as they were.
     pub spliced: u64,
     /// Compressed bytes of what was deflated anew.
     pub rewritten: u64,
-    /// Records that have expired.
+    /// Records that have expired and go, or whose messages go: each is counted once.
     pub expired_records: u64,
-    /// Mailboxes that have.
+    /// Mailboxes that go.
     pub expired_mailboxes: u64,
-    /// Scripts, subscriptions, limits and annotations that have.
+    /// Scripts, subscriptions, limits and annotations that go.
     pub expired_others: u64,
     /// Members that held nothing needed.
     pub dropped_chunks: u64,

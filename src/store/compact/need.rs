@@ -68,16 +68,16 @@ pub fn expired(went: Option<i64>, edge: Option<i64>) -> bool {
 pub struct Need {
     /// Messages whose bodies are needed.
     pub messages: HashSet<Guid>,
-    /// Records that have expired.
-    pub expired_records: u64,
+    /// Records that have expired: of which message, and when they went.
+    pub expired_records: Vec<(Guid, i64)>,
     /// When the latest of them went.
     pub last_expired: Option<i64>,
     /// When the first of them went.
     pub first_expired: Option<i64>,
-    /// Mailboxes that have expired.
-    pub expired_mailboxes: u64,
-    /// Scripts, subscriptions, limits and annotations that have.
-    pub expired_others: u64,
+    /// When mailboxes went that have expired.
+    pub expired_mailboxes: Vec<i64>,
+    /// When scripts, subscriptions, limits and annotations went that have.
+    pub expired_others: Vec<i64>,
     /// When the next thing will expire that is not yet.
     pub next: Option<i64>,
     /// What the brake looks at.
@@ -246,11 +246,12 @@ impl Look<'_> {
     fn mailbox(&mut self, index: &Index, mailbox: &MailboxRow) -> Result<()> {
         let (edge, now) = (self.edge, self.now);
         let deleted = self.late.at(mailbox.deleted);
-        if expired(deleted, edge) {
-            self.need.expired_mailboxes += 1;
-            self.need.note(deleted);
-        } else {
-            self.need.later(deleted, edge, now);
+        match deleted {
+            Some(when) if expired(deleted, edge) => {
+                self.need.expired_mailboxes.push(when);
+                self.need.note(deleted);
+            }
+            _ => self.need.later(deleted, edge, now),
         }
         // Mail that went sooner than that after it came is nobody's archive: fetched and deleted, or
         // thrown away in time. The brake does not count it.
@@ -269,7 +270,7 @@ impl Look<'_> {
                 fate.settled = when - born >= settled;
             }
             if expired(Some(when), edge) {
-                self.need.expired_records += 1;
+                self.need.expired_records.push((row.guid, when));
                 self.need.note(Some(when));
             } else {
                 fate.kept = true;
@@ -289,7 +290,7 @@ fn others(index: &Index, times: &Times<'_>, late: &Late, need: &mut Need) -> Res
         .chain(index.lasting_annotations()?.into_iter().map(|(_, _, l)| l));
     for ended in ended.filter_map(|l| late.at(l.ended)) {
         if expired(Some(ended), edge) {
-            need.expired_others += 1;
+            need.expired_others.push(ended);
             need.note(Some(ended));
         } else {
             need.later(Some(ended), edge, times.now);
@@ -316,8 +317,33 @@ impl Need {
         }
     }
 
-    /// All that has expired.
-    pub fn expired(&self) -> u64 {
-        self.expired_records + self.expired_mailboxes + self.expired_others
+    /// How many records, mailboxes and others a run drops. Those that are stated anew no more are
+    /// what went up to `stated`; and of a record whose message is dropped nothing is left but that
+    /// there was one, so it counts then, and not once more.
+    pub fn dropped(&self, stated: Option<i64>, body: &dyn Fn(&Guid) -> Body) -> [u64; 3] {
+        let goes = |when: &i64| stated.is_some_and(|stated| *when <= stated);
+        let records = self.expired_records.iter();
+        let records = records.filter(|(guid, when)| match body(guid) {
+            Body::Goes => true,
+            Body::Stays => goes(when),
+            Body::Gone => false,
+        });
+        let count = |whens: &[i64]| whens.iter().filter(|when| goes(when)).count() as u64;
+        [
+            records.count() as u64,
+            count(&self.expired_mailboxes),
+            count(&self.expired_others),
+        ]
     }
+}
+
+/// What becomes of the body of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// It is dropped by this run.
+    Goes,
+    /// It is copied.
+    Stays,
+    /// An earlier run has dropped it, or it never came.
+    Gone,
 }

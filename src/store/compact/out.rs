@@ -31,6 +31,7 @@ pub struct Out<'a> {
     compressed: Vec<u8>,
     plain: Vec<u8>,
     position: u64,
+    members: u64,
 }
 
 impl<'a> Out<'a> {
@@ -42,6 +43,7 @@ impl<'a> Out<'a> {
             compressed: Vec::new(),
             plain: Vec::new(),
             position: 0,
+            members: 0,
         }
     }
 
@@ -60,6 +62,11 @@ impl<'a> Out<'a> {
         self.writer.is_some()
     }
 
+    /// Members that were begun.
+    pub fn members(&self) -> u64 {
+        self.members
+    }
+
     /// Plain bytes of the open member.
     pub fn position(&self) -> u64 {
         self.position
@@ -73,6 +80,7 @@ impl<'a> Out<'a> {
             *xfl = XFL;
         }
         self.position = 0;
+        self.members += 1;
         self.write(CHUNK_HEADER)
     }
 

@@ -16,6 +16,8 @@ pub struct Member {
     pub plain: u64,
     /// Plain bytes of the bodies in it that are needed.
     pub kept: u64,
+    /// Plain bytes of all bodies in it.
+    pub bodies: u64,
     /// Whether compaction wrote it.
     pub compacted: bool,
     /// Whether nothing but bodies stands in it.
@@ -69,20 +71,18 @@ pub enum Step {
 pub struct Plan {
     /// In the order of the new log.
     pub steps: Vec<Step>,
-    /// Plain bytes that go.
-    pub freed_plain: u64,
-    /// About so many compressed bytes go.
-    pub freed: u64,
     /// Members that are dropped.
     pub dropped: u64,
     /// Members that are written anew.
     pub rewritten: u64,
     /// Their compressed bytes.
     pub rewritten_bytes: u64,
+    /// Compressed bytes of those that are copied.
+    pub spliced_bytes: u64,
     /// Small members that are joined.
     pub joined: u64,
-    /// Compressed bytes of members that were never compacted.
-    pub fresh_bytes: u64,
+    /// What it is worth to be rid of them, in bytes, apart from what is saved.
+    pub worth: u64,
     /// Compressed bytes of all.
     pub bytes: u64,
 }
@@ -91,10 +91,8 @@ pub struct Plan {
 const WASTE: u64 = 5;
 /// A member below this many plain bytes is small.
 const SMALL: u64 = 64 * 1024;
-/// What is saved by joining a small member, in bytes.
+/// What it is worth to be rid of a small member, in bytes, but never more than it has.
 const JOIN_GAIN: u64 = 4096;
-/// What deflating anew saves: one part in this.
-const LEVEL_GAIN: u64 = 10;
 /// A run pays if it saves one part in this of the log.
 const PAYS: u64 = 50;
 
@@ -106,12 +104,13 @@ enum Fate {
 }
 
 impl Plan {
-    /// Whether it is worth copying the whole log. `threshold`: so many members at the least must be
-    /// concerned.
-    pub fn pays(&self, threshold: u64) -> bool {
-        let gain = self.freed + self.joined * JOIN_GAIN + self.fresh_bytes / LEVEL_GAIN;
+    /// Whether it is worth copying the whole log, which will have `after` bytes. `threshold`: so
+    /// many members at the least must be concerned.
+    pub fn pays(&self, threshold: u64, after: u64) -> bool {
         let concerned = self.dropped + self.rewritten;
-        concerned >= threshold.max(1) && gain.saturating_mul(PAYS) >= self.bytes
+        let saved = self.bytes.saturating_sub(after);
+        let gain = saved.saturating_add(self.worth);
+        concerned >= threshold.max(1) && saved > 0 && gain.saturating_mul(PAYS) >= self.bytes
     }
 }
 
@@ -150,26 +149,13 @@ pub fn plan(members: &[Member], stretches: &Stretches, sizes: &Sizes) -> Plan {
             groups.steps.push(Step::State);
             stated = true;
         }
-        if !m.compacted {
-            out.fresh_bytes += m.length;
-        }
-        let waste = match fates.get(at) {
-            Some(Fate::Drop) => m.plain,
-            Some(Fate::Rewrite) if before => m.plain.saturating_sub(m.kept),
-            Some(Fate::Rewrite) if m.bodies_only => m.plain.saturating_sub(m.kept),
-            _ => 0,
-        };
-        let about = m.is_about(stretches) || is_state(m);
-        if !about {
-            out.freed_plain += waste;
-            out.freed += scaled(waste, m.length, m.plain);
-        }
         match fates.get(at) {
-            Some(Fate::Drop) if about => {}
+            Some(Fate::Drop) if m.is_about(stretches) || is_state(m) => {}
             Some(Fate::Drop) => out.dropped += 1,
             Some(Fate::Rewrite) => {
                 if m.plain < SMALL {
                     out.joined += 1;
+                    out.worth += m.length.min(JOIN_GAIN);
                 }
                 groups.rewrite(at, !before);
             }
@@ -180,20 +166,19 @@ pub fn plan(members: &[Member], stretches: &Stretches, sizes: &Sizes) -> Plan {
     if !stated {
         groups.steps.push(Step::State);
     }
+    let length = |at: &usize| members.get(*at).map_or(0, |m| m.length);
     for step in &groups.steps {
-        if let Step::Rewrite(group, _) = step {
-            out.rewritten += group.len() as u64;
-            let length = |at: &usize| members.get(*at).map_or(0, |m| m.length);
-            out.rewritten_bytes += group.iter().map(length).sum::<u64>();
+        match step {
+            Step::Rewrite(group, _) => {
+                out.rewritten += group.len() as u64;
+                out.rewritten_bytes += group.iter().map(length).sum::<u64>();
+            }
+            Step::Splice(at) => out.spliced_bytes += length(at),
+            Step::State => {}
         }
     }
     out.steps = groups.steps;
     out
-}
-
-/// Compressed bytes for some of a member's plain ones.
-fn scaled(plain: u64, length: u64, of: u64) -> u64 {
-    (u128::from(plain) * u128::from(length) / u128::from(of.max(1))) as u64
 }
 
 fn fate(m: &Member, before: bool, sizes: &Sizes) -> Fate {
@@ -324,6 +309,7 @@ mod tests {
             length: plain / 2,
             plain,
             kept,
+            bodies: plain,
             compacted: true,
             bodies_only: true,
             has_bodies: true,
@@ -358,7 +344,7 @@ mod tests {
         let plan = plan(&members, &Stretches::default(), &SIZES);
         let spliced: Vec<Step> = (0..3).map(Step::Splice).collect();
         assert_eq!(plan.steps, spliced);
-        assert!(!plan.pays(1));
+        assert!(!plan.pays(1, plan.bytes / 2));
     }
 
     #[test]
@@ -372,8 +358,9 @@ mod tests {
         // The first of these is small enough beside the other to be joined, the last is behind it.
         assert_eq!(plan.steps, [Step::Rewrite(vec![1], true), Step::Splice(2)]);
         assert_eq!((plan.dropped, plan.rewritten), (1, 1));
-        assert_eq!(plan.freed_plain, (1 << 20) + (1 << 20) - 700_000);
-        assert!(plan.pays(2) && !plan.pays(3));
+        let after = plan.bytes - plan.bytes / 50;
+        assert!(plan.pays(2, after - 1) && !plan.pays(3, after - 1));
+        assert!(!plan.pays(2, after + 100));
     }
 
     #[test]
@@ -386,6 +373,9 @@ mod tests {
         let joined: Vec<usize> = (1..102).collect();
         assert_eq!(plan.steps[1], Step::Rewrite(joined, true));
         assert_eq!(plan.joined, 100);
+        // They are worth no more than they are, and nothing if the whole does not shrink.
+        assert_eq!(plan.worth, 100 * 1500);
+        assert!(plan.pays(1, plan.bytes - 1) && !plan.pays(1, plan.bytes));
     }
 
     #[test]

@@ -31,6 +31,9 @@ pub struct Stating<'a> {
     pub id: &'a str,
     /// The time, in seconds; also printed before each line.
     pub time: i64,
+    /// What came after this chunk is left out: to see how large the state of that time is, where
+    /// `then` is not at hand, but only what is.
+    pub upto: Option<i64>,
     /// Plain bytes after which a member goes on in a further one.
     pub max: u64,
 }
@@ -109,7 +112,8 @@ impl Writer<'_, '_> {
         let name = live.as_ref().map_or(&mailbox.mboxname, |m| &m.mboxname);
         let edge = self.what.times.edge_of(name);
         let unchanged = live.as_ref().is_none_or(|m| m.deleted == mailbox.deleted);
-        if unchanged && expired(self.late.at(mailbox.deleted), edge) {
+        let later = self.what.upto.is_some() && mailbox.created > self.what.time;
+        if later || unchanged && expired(self.late.at(mailbox.deleted), edge) {
             return Ok(());
         }
         self.open()?;
@@ -127,7 +131,13 @@ impl Writer<'_, '_> {
         }
         self.raw(&Line::private("STATED", Value::kv(keys)))?;
         let late = self.late.clone();
-        let fate = Fate { live, edge, late };
+        let upto = self.what.upto.map(|id| (id, self.what.time));
+        let fate = Fate {
+            live,
+            edge,
+            late,
+            upto,
+        };
         if mailbox.intermediate {
             let head = Value::Kv(mailbox.head.keys.clone());
             let line = Line::private("MAILBOX", head);
@@ -312,11 +322,20 @@ struct Fate {
     live: Option<MailboxRow>,
     edge: Option<i64>,
     late: Late,
+    /// The chunk after which nothing counts, and its time.
+    upto: Option<(i64, i64)>,
 }
 
 impl Fate {
-    /// Whether a record has expired and nothing has changed about that since.
+    /// Whether a record has expired and nothing has changed about that since; or came too late.
     fn drops(&self, live: &Index, mailbox: &MailboxRow, row: &RecordRow) -> Result<bool> {
+        if let Some((upto, time)) = self.upto {
+            // By the clock alone, one that was put back would deceive.
+            let body = live.body(row.record.guid)?;
+            if row.arrived > time || body.is_some_and(|body| body.chunk_id > upto) {
+                return Ok(true);
+            }
+        }
         let ended = |at| expired(self.late.at(at), self.edge);
         if !ended(went(row.expunged, mailbox.deleted)) {
             return Ok(false);

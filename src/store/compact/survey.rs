@@ -1,8 +1,9 @@
 //! What there is to be done: what is needed, where it is, and whether it pays.
 
-use super::need::{Need, Times, survey};
+use super::gauge::Gauge;
+use super::need::{Body, Need, Times, survey};
 use super::out::{XFL, XFL_AT};
-use super::plan::{Member, Plan, Sizes, Stretches, plan};
+use super::plan::{Member, Plan, Sizes, Step, Stretches, plan};
 use super::rewrite::Source;
 use super::{Outcome, Policy, Report};
 use crate::cyrus::guid::Guid;
@@ -63,30 +64,49 @@ impl Survey {
             (damaged, lost) = damage(reader, &sealed, &need)?;
             need.messages.retain(|guid| !lost.contains(guid));
         }
-        let (members, bodies) = members(reader, &sealed, &need)?;
+        let (members, bodies, waste) = members(reader, &sealed, &need)?;
         let mut stretches = stretches(index, &sealed, &members, &need, policy, times)?;
         if reading == Reading::Salvage {
             stretches.advance = sealed.last().map(|c| c.id);
         }
+        let max = match policy.max {
+            0 => policy.settings.chunk_max,
+            max => max,
+        };
         let sizes = Sizes {
             min: policy.min,
-            max: match policy.max {
-                0 => policy.settings.chunk_max,
-                max => max,
-            },
+            max,
             force: policy.force,
         };
         let plan = plan(&members, &stretches, &sizes);
-        let bytes = index.meta_number("acknowledged")?.unwrap_or(0) as u64;
         let kept = times.edge().map_or(0, |edge| times.now.0 - edge);
         // From then on, whether it pays or not.
         let last_call = need
             .first_expired
             .map(|t| t.saturating_add(kept + OVERDUE.max(kept) + 1));
         let overdue = stretches.advance.is_some() && last_call.is_some_and(|t| t <= times.now.0);
-        let wanted = policy.force && (plan.dropped + plan.rewritten > 0)
-            || plan.pays(policy.threshold)
-            || overdue;
+        let certain = overdue || policy.force && (plan.dropped + plan.rewritten > 0);
+        let gauge = Gauge {
+            reader,
+            chunks: &sealed,
+            members: &members,
+            bodies: &bodies,
+            stretches: &stretches,
+            times,
+            level: policy.level,
+            max,
+            tries: match certain {
+                // The run itself will tell.
+                true => policy.dry_run,
+                // What is copied stays as it is: if that is too much already, the rest is no matter.
+                false => plan.pays(policy.threshold, plan.spliced_bytes),
+            },
+        };
+        let after = gauge.size(&plan);
+        let bytes = index.meta_number("acknowledged")?.unwrap_or(0) as u64;
+        let wanted = certain || plan.pays(policy.threshold, after);
+        let [expired_records, expired_mailboxes, expired_others] =
+            dropped(&need, &waste, &plan, &sealed, &stretches);
         let held = need.loss.brakes(policy.brake) && !policy.force;
         let report = Report {
             outcome: match (held, wanted) {
@@ -97,12 +117,15 @@ impl Survey {
             chunks_before: before,
             chunks_after: before,
             bytes_before: bytes,
-            bytes_after: bytes.saturating_sub(plan.freed),
+            bytes_after: match held || wanted {
+                true => bytes.saturating_sub(plan.bytes) + after,
+                false => bytes,
+            },
             rewritten: plan.rewritten_bytes,
-            spliced: plan.bytes.saturating_sub(plan.rewritten_bytes),
-            expired_records: need.expired_records,
-            expired_mailboxes: need.expired_mailboxes,
-            expired_others: need.expired_others,
+            spliced: plan.spliced_bytes,
+            expired_records,
+            expired_mailboxes,
+            expired_others,
             dropped_chunks: plan.dropped,
             joined_chunks: plan.joined,
             next: match last_call.filter(|t| *t > times.now.0) {
@@ -174,10 +197,40 @@ fn damage(
 }
 
 /// Of each chunk the places of its needed bodies.
-type Places = HashMap<i64, Vec<u64>>;
+pub(super) type Places = HashMap<i64, Vec<u64>>;
+/// The chunks of messages that are not needed.
+type Waste = HashMap<Guid, i64>;
 
-/// The members with what is needed of them, and where the needed bodies are.
-fn members(reader: &Reader, chunks: &[ChunkRow], need: &Need) -> Result<(Vec<Member>, Places)> {
+/// How many records, mailboxes and others go if the plan is carried out.
+fn dropped(
+    need: &Need,
+    waste: &Waste,
+    plan: &Plan,
+    chunks: &[ChunkRow],
+    stretches: &Stretches,
+) -> [u64; 3] {
+    let mut goes: HashSet<i64> = chunks.iter().map(|c| c.id).collect();
+    for step in &plan.steps {
+        if let Step::Splice(at) = step {
+            goes.remove(&chunks.get(*at).map_or(0, |c| c.id));
+        }
+    }
+    let body = |guid: &Guid| match waste.get(guid) {
+        Some(chunk) if goes.contains(chunk) => Body::Goes,
+        Some(_) => Body::Stays,
+        None if need.messages.contains(guid) => Body::Stays,
+        None => Body::Gone,
+    };
+    let upto = chunks.iter().find(|c| Some(c.id) == stretches.advance);
+    need.dropped(upto.map(|c| c.last_time), &body)
+}
+
+/// The members with what is needed of them, where the needed bodies are, and which are not.
+fn members(
+    reader: &Reader,
+    chunks: &[ChunkRow],
+    need: &Need,
+) -> Result<(Vec<Member>, Places, Waste)> {
     /// What the bodies in a chunk come to.
     #[derive(Default)]
     struct Sum {
@@ -187,6 +240,7 @@ fn members(reader: &Reader, chunks: &[ChunkRow], need: &Need) -> Result<(Vec<Mem
         bodies: Vec<u64>,
     }
     let mut sums: HashMap<i64, Sum> = HashMap::new();
+    let mut waste = Waste::new();
     for row in reader.index().bodies(None)? {
         let sum = sums.entry(row.chunk_id).or_default();
         let head = body_head(row.partition.as_bytes(), row.guid, row.size);
@@ -196,6 +250,8 @@ fn members(reader: &Reader, chunks: &[ChunkRow], need: &Need) -> Result<(Vec<Mem
         if need.messages.contains(&row.guid) {
             sum.kept += bytes + 1;
             sum.bodies.push(row.offset);
+        } else {
+            waste.insert(row.guid, row.chunk_id);
         }
     }
     let mut members = Vec::with_capacity(chunks.len());
@@ -219,13 +275,14 @@ fn members(reader: &Reader, chunks: &[ChunkRow], need: &Need) -> Result<(Vec<Mem
                 0 => 0,
                 _ => (sum.kept + FRAME).min(plain),
             },
+            bodies: sum.all,
             compacted: read == 1 && xfl[0] == XFL,
             bodies_only,
             has_bodies: sum.n > 0,
         });
         bodies.insert(chunk.id, sum.bodies);
     }
-    Ok((members, bodies))
+    Ok((members, bodies, waste))
 }
 
 fn stretches(
