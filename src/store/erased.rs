@@ -17,7 +17,7 @@ use crate::util::time::{Timestamp, iso};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 fn beside(backups_db: &Path) -> PathBuf {
@@ -134,9 +134,17 @@ fn append_all(backups_db: &Path, now: Timestamp, what: &[String]) -> Result<()> 
     let line = |what: &String| format!("{} {} {}\n", iso(now), now.0, clean(what));
     let lines: String = what.iter().map(line).collect();
     let mut options = File::options();
-    options.append(true).create(true).mode(0o600);
+    options.read(true).append(true).create(true).mode(0o600);
     let write = || -> std::io::Result<()> {
         let mut file = options.open(path)?;
+        let mut last = [b'\n'];
+        if let Some(at) = file.metadata()?.len().checked_sub(1) {
+            file.read_exact_at(&mut last, at)?;
+        }
+        if last != [b'\n'] {
+            // Of a line that was being written when the machine stopped.
+            file.write_all(b"\n")?;
+        }
         file.write_all(lines.as_bytes())?;
         file.sync_all()
     };
@@ -174,6 +182,9 @@ mod tests {
             (ask("anna"), ask("ann"), ask("a b\nc")),
             (Some(900), None, Some(700))
         );
+        // One that was torn does not take the next with it.
+        let torn = std::fs::read(beside(&db)).unwrap();
+        std::fs::write(beside(&db), &torn[..torn.len() - 10]).unwrap();
         append(&db, now, "user=<anna> key=<%FORMER/anna/u1> begun").unwrap();
         let was = |key: &str| was_whole(&db, key).unwrap();
         assert!(was("anna") && was("%FORMER/anna/u1"));
