@@ -31,11 +31,11 @@ fn forced() -> Policy {
     }
 }
 
-/// Whether a dry run was right: within a quarter, or some hundred bytes.
+/// Whether a dry run was right: within a quarter, or 2 kB.
 fn right(told: &Report, done: &Report, why: &str) {
     assert_eq!(told.outcome, done.outcome, "{why}: {told:?} {done:?}");
     let off = told.bytes_after.abs_diff(done.bytes_after);
-    let few = (done.bytes_after / 4).max(1000);
+    let few = (done.bytes_after / 4).max(2000);
     assert!(off <= few, "{why}: off by {off}: {told:?} {done:?}");
     let expired = |r: &Report| (r.expired_records, r.expired_mailboxes, r.expired_others);
     assert_eq!(expired(told), expired(done), "{why}");
@@ -95,7 +95,9 @@ fn a_dry_run_tells_what_a_run_does() {
     }
     let many = std::env::var("COMPACT_HISTORIES");
     let many: u64 = many.map_or(25, |n| n.parse().unwrap());
-    for seed in 1..=many {
+    let first = std::env::var("COMPACT_FIRST");
+    let first: u64 = first.map_or(1, |n| n.parse().unwrap());
+    for seed in first..first + many {
         told(seed);
     }
 }
@@ -239,7 +241,21 @@ fn many_tiny_chunks_are_joined() {
 #[test]
 fn what_old_tools_wrote_is_told_as_well() {
     let samples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("t/data/old-backups");
-    for name in ["rolling", "sessions", "folders", "literals", "clock"] {
+    for name in [
+        "clock",
+        "compacted",
+        "empty",
+        "first",
+        "folders",
+        "literals",
+        "literals-n",
+        "moved",
+        "renamed",
+        "resurrected",
+        "rolling",
+        "sessions",
+        "shared",
+    ] {
         for kept in [None, Some(7 * DAY)] {
             let dir = Dir::new();
             std::fs::copy(samples.join(name).join("log"), dir.data()).unwrap();

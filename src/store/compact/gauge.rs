@@ -22,8 +22,8 @@ const STATED: u64 = 5000;
 const RECORD: u64 = 64;
 /// A state without any, and of each mailbox.
 const STATE: u64 = 300;
-/// The member that says what log it is.
-const GENERATION: u64 = 180;
+/// The member that says what log it is, here and in one that old tools began.
+pub(super) const GENERATION: u64 = 180;
 /// What the manifest takes without members, and for each.
 const MANIFEST: [u64; 2] = [200, 40];
 /// Where nothing is known, deflating anew saves one part in this.

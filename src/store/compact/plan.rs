@@ -104,6 +104,15 @@ enum Fate {
 }
 
 impl Plan {
+    /// The log will first be taken over, with a small member of so many bytes.
+    pub fn take_over(&mut self, length: u64) {
+        self.bytes += length;
+        self.rewritten += 1;
+        self.rewritten_bytes += length;
+        self.joined += 1;
+        self.worth += length.min(JOIN_GAIN);
+    }
+
     /// Whether it is worth copying the whole log, which will have `after` bytes. `threshold`: so
     /// many members at the least must be concerned.
     pub fn pays(&self, threshold: u64, after: u64) -> bool {
