@@ -7,7 +7,9 @@ use crate::store::{Dir, SETTINGS, deliver, mailbox, send};
 use cyr_backup::cyrus::config::retention::{Retention, UserRetention};
 use cyr_backup::cyrus::guid::Guid;
 use cyr_backup::cyrus::mboxname::Namespace;
+use cyr_backup::store::backup::{Backup, Settings};
 use cyr_backup::store::compact::{Outcome, Policy, Report};
+use cyr_backup::store::lock::Create;
 use cyr_backup::store::reader::{Reader, Stale};
 use cyr_backup::store::spool::Spool;
 use cyr_backup::util::time::Timestamp;
@@ -277,4 +279,48 @@ fn what_old_tools_wrote_is_told_as_well() {
             right(&told, &done, name);
         }
     }
+}
+
+#[test]
+fn large_chunks_that_do_not_shrink_are_left() {
+    let dir = Dir::new();
+    let week = UserRetention::always(Some(7 * DAY));
+    let large = Settings {
+        chunk_max: 8 << 20,
+        ..SETTINGS
+    };
+    let open = Backup::open(&dir.data(), "anna", policy().wait, Create::IfMissing, large);
+    let mut backup = open.unwrap();
+    let mut all = Messages::new();
+    for uid in 1..=40 {
+        let body: Vec<u8> = noise(uid, 100_000).iter().rev().copied().collect();
+        all.push((uid, send(&mut backup, &body, THEN), body.len()));
+    }
+    backup.messages_end().unwrap();
+    let spool = mailbox(&dir, &all, &all);
+    backup.mailbox(&[], &spool, false, Timestamp(THEN)).unwrap();
+    backup.commit().unwrap();
+    backup.finish().unwrap();
+    let policy = Policy {
+        settings: large,
+        ..policy()
+    };
+    let done = run(&dir, &policy, &week, THEN + 60);
+    assert_eq!(done.chunks_before, 1, "{done:?}");
+    let told = Policy {
+        dry_run: true,
+        force: true,
+        ..policy.clone()
+    };
+    let told = run(&dir, &told, &week, THEN + 60);
+    let forced = Policy {
+        force: true,
+        ..policy
+    };
+    let forced = run(&dir, &forced, &week, THEN + 60);
+    right(&told, &forced, "large");
+    let off = told.bytes_after.abs_diff(forced.bytes_after);
+    assert!(off < forced.bytes_after / 100, "{told:?} {forced:?}");
+    assert!(forced.bytes_after >= forced.bytes_before, "{forced:?}");
+    assert_eq!(done.outcome, Outcome::Nothing, "{done:?}");
 }
