@@ -4,6 +4,7 @@ retention would drop, and not less where a move or an erase was killed before.""
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -439,6 +440,52 @@ def waited_for(rig):
     expect_equal([p.wait(30) for p in both], [0, 0], "status of the waiting ones")
     expect_equal(holders("tess", held[1]), [], "logs that have it")
     expect(not os.path.exists(new), "nothing is left of it")
+
+
+@case("a whole backup goes only if all that is named is known, and is a whole one")
+def names(rig):
+    for user in ("rob", "roy"):
+        made(rig, user, 2)
+    guid = hashlib.sha1(b"x").hexdigest()
+    said = asked(rig, "erase", "--whole", "rob", guid, code=64)
+    expect("%s: no backup is called so, and GUIDs of messages go without --whole" % guid in said, "a GUID", [said])
+    said = asked(rig, "erase", "--whole", "rob", "nobody", code=1)
+    expect_equal(said, "rob: nothing is erased, for another name is unknown\nnobody: no backup\n", "an unknown one")
+    expect_equal(rig.to.tool("erase", "--whole", "nobody").err, "nobody: no backup\n", "said once")
+    for command in (["erase", "--whole"], ["delete"]):
+        said = asked(rig, *command, "-m", "user/rob/Trash", code=64)
+        expect("this is about all of user rob" in said, "what it would be of a mailbox", [said])
+    expect_equal(rig.to.tool("delete", "nobody").err, "nobody: no backup\n", "said once")
+    done = rig.to.tool("erase", "-j", "--whole", "rob", "nobody")
+    rows = [{"userid": "rob", "status": "untouched"}, {"userid": "nobody", "status": "failed", "error": "no backup"}]
+    expect_equal((done.code, json.loads(done.out)["backups"]), (1, rows), "the same in JSON")
+    for user in ("rob", "roy"):
+        rig.whole(user)
+    # What is erased already does not keep the others: that is how an interrupted one is ended.
+    asked(rig, "erase", "--whole", "-m", "user/rob")
+    said = asked(rig, "erase", "--whole", "rob", "roy", code=1)
+    expect("rob: no backup\n" in said and "roy: erased: 1 backups" in said, "the rest of it", [said])
+    expect_equal(files_of("rob") + files_of("roy"), [], "files left")
+
+
+@case("what is refused or not found is a document, too, and a look into previous logs is silent")
+def documents(rig):
+    held = made(rig, "dana", 3)
+    for guid, code, why in ((held[1], 77, "is still in user/dana"), ("0" * 40, 1, "no body of message")):
+        done = rig.to.tool("erase", "-j", "dana", guid)
+        document = json.loads(done.out)
+        expect_equal((done.code, document["userid"], document["status"]), (code, "dana", "failed"), "what is told")
+        expect(why in document["error"] and why in done.err, "and why", [str(done)])
+    path = rig.to.data_file("dana")
+    copy(path, path + ".1795442465")
+    done = rig.to.tool("erase", "--force", "-j", "dana", held[1])
+    expect_equal((json.loads(done.out)["status"], json.loads(done.out)["removed"]), ("erased", [path + ".1795442465"]), "an erased one")
+    copy(path, path + ".1795442465")
+    done = rig.to.tool("erase", "--force", "dana", held[2])
+    expect_equal(done.err, "", "what is said beside")
+    copy(path, path + ".1795442465")
+    done = rig.to.tool("erase", "dana", "0" * 40)
+    expect_equal(done.err.count("\n"), 1, "one line of an unknown one")
 
 
 @case("somebody else's log of that name is left, and one that does not read is named")

@@ -87,7 +87,7 @@ pub(super) enum Done {
     Failed(String, Error),
 }
 
-fn delete(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<Done> {
+fn delete(keys: &[String], c: &Context, wait: Wait) -> Result<Done> {
     let catalog = c.catalog();
     let mut key = None;
     for candidate in keys {
@@ -96,7 +96,7 @@ fn delete(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<Done> 
             break;
         }
     }
-    let key = key.ok_or_else(|| Error::new(Kind::NotFound, format!("{name}: no backup")))?;
+    let key = key.ok_or_else(|| Error::new(Kind::NotFound, "no backup"))?;
     let settings = Settings {
         level: c.config.backup_ingest_level(),
         chunk_max: c.config.backup_chunk_max(),
@@ -104,7 +104,7 @@ fn delete(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<Done> 
     former::delete(&catalog, key, wait, settings, &c.namespace, now()).map(Done::Deleted)
 }
 
-fn undo(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<Done> {
+fn undo(keys: &[String], c: &Context, wait: Wait) -> Result<Done> {
     let catalog = c.catalog();
     for key in keys {
         // A deletion that was interrupted is finished first.
@@ -118,8 +118,7 @@ fn undo(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<Done> {
     found.retain(|f| keys.iter().any(|key| *key == f.key || *key == f.owner));
     // The last one.
     let former = found.into_iter().max_by_key(|f| f.deleted);
-    let former =
-        former.ok_or_else(|| Error::new(Kind::NotFound, format!("{name}: no deleted backup")))?;
+    let former = former.ok_or_else(|| Error::new(Kind::NotFound, "no deleted backup"))?;
     let path = former::undo(&catalog, &former, wait)?;
     Ok(Done::Back(former, path))
 }
@@ -134,7 +133,7 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
                 _ => delete,
             };
             for (name, keys) in select.candidates(&c.namespace)? {
-                let done = work(&name, &keys, c, wait);
+                let done = work(&keys, c, wait);
                 told.push(done.unwrap_or_else(|e| Done::Failed(name, e)));
             }
         }

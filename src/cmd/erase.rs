@@ -393,6 +393,59 @@ impl Erased {
     }
 }
 
+fn no_backup() -> Error {
+    Error::new(Kind::NotFound, "no backup")
+}
+
+/// Whether there is, or was, anything that a name may mean. What was erased is known, so that the same
+/// call again ends what was interrupted.
+fn is_known(keys: &[String], c: &Context) -> Result<bool> {
+    let catalog = c.catalog();
+    let db = c.config.backup_db_path();
+    for key in keys {
+        if catalog.lookup(key)?.is_some() || erased::was_whole(&db, key)? {
+            return Ok(true);
+        }
+    }
+    let formers = former::list(&catalog, None)?;
+    if formers.iter().any(|f| keys.contains(&f.owner)) {
+        return Ok(true);
+    }
+    for key in keys.iter().filter(|key| !former::is_former(key)) {
+        if lying_about(c, key, &[])?.iter().any(|log| log.is_his) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Erases what is named, if all of that is known; else nothing of it.
+fn wholes(select: &Select, c: &Context, wait: Wait) -> Result<Vec<(String, Whole)>> {
+    let named = select.candidates(&c.namespace)?;
+    let mut unknown = HashSet::new();
+    for (name, keys) in &named {
+        if !is_known(keys, c)? {
+            if Guid::parse(name.as_bytes()).is_some() {
+                let what = "no backup is called so, and GUIDs of messages go without --whole";
+                return Err(usage(format!("{name}: {what}; nothing is erased")));
+            }
+            unknown.insert(name.clone());
+        }
+    }
+    let one = |(name, keys): (String, Vec<String>)| {
+        let done = match (unknown.is_empty(), unknown.contains(&name)) {
+            (true, _) => whole(&name, &keys, c, wait).map(|(owner, done)| Some((owner, done))),
+            (false, true) => Err(no_backup()),
+            (false, false) => Ok(None),
+        };
+        (name, done)
+    };
+    Ok(named.into_iter().map(one).collect())
+}
+
+/// What became of a name: whose backups went; `None`: untouched, because of another name.
+type Whole = Result<Option<(String, Erased)>>;
+
 fn whole(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<(String, Erased)> {
     let catalog = c.catalog();
     let mut owner = None;
@@ -418,7 +471,7 @@ fn whole(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<(String
             }
         }
     }
-    let owner = owner.ok_or_else(|| Error::new(Kind::NotFound, format!("{name}: no backup")))?;
+    let owner = owner.ok_or_else(no_backup)?;
     // All of the owner's, or one deleted backup that was named by its key.
     let is_all = keys.contains(&owner);
     let (db, now) = (c.config.backup_db_path(), now());
@@ -469,15 +522,20 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         return run_messages(args, c, out);
     }
     let wait = if args.wait { Wait::Forever } else { Wait::No };
-    let mut told = Vec::new();
+    let told = wholes(&args.select, c, wait)?;
     let mut last = None;
-    for (name, keys) in args.select.candidates(&c.namespace)? {
-        let done = whole(&name, &keys, c, wait);
-        if let Err(e) = &done {
-            c.complain(&name, e);
-            last = Some(e.kind());
+    for (name, done) in &told {
+        match done {
+            Err(e) => {
+                c.complain(name, e);
+                last = Some(e.kind());
+            }
+            Ok(None) => say(format_args!(
+                "{}: nothing is erased, for another name is unknown",
+                plain(name)
+            )),
+            Ok(Some(_)) => {}
         }
-        told.push((name, done));
     }
     if args.json {
         out.document(&[], |d| {
@@ -486,7 +544,7 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         })?;
     } else {
         for (_, done) in &told {
-            if let Ok((owner, done)) = done {
+            if let Ok(Some((owner, done))) = done {
                 out.line(format_args!(
                     "{}: erased: {} backups, {} files, {} bytes",
                     plain(owner),
@@ -504,7 +562,7 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
                 tell_unasked(out, &done.unasked)?;
             }
         }
-        if told.iter().any(|(_, done)| done.is_ok()) {
+        if told.iter().any(|(_, done)| matches!(done, Ok(Some(_)))) {
             out.line(format_args!(
                 "Not reached: second copies, snapshots, and other backup hosts. A server that still \
                  has the mail sends it again."
@@ -517,9 +575,10 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     })
 }
 
-fn as_json((name, done): &(String, Result<(String, Erased)>)) -> Value {
+fn as_json((name, done): &(String, Whole)) -> Value {
     match done {
-        Ok((owner, done)) => json!({
+        Ok(None) => json!({ "userid": name, "status": "untouched" }),
+        Ok(Some((owner, done))) => json!({
             "userid": owner,
             "status": "erased",
             "backups": done.backups,

@@ -161,10 +161,22 @@ impl Select {
         }
     }
 
-    /// The names, and under which keys what each means may be, best first.
+    /// The names, each once, and under which keys what each means may be, best first. For what is about
+    /// a whole backup: a mailbox must be its INBOX, or the root of a shared tree that has its own.
     pub fn candidates(&self, ns: &Namespace) -> Result<Vec<(String, Vec<String>)>> {
-        let one = |name: &String| Ok((name.clone(), self.keys(name, ns)?));
-        self.names.iter().map(one).collect()
+        let mut found: Vec<(String, Vec<String>)> = Vec::new();
+        for name in &self.names {
+            let mut keys = self.keys(name, ns)?;
+            if self.mode == Mode::Mailbox {
+                whole(name, ns)?;
+                // The other one is that of all shared trees.
+                keys.truncate(1);
+            }
+            if found.iter().all(|(_, known)| *known != keys) {
+                found.push((name.clone(), keys));
+            }
+        }
+        Ok(found)
     }
 
     /// The first name; empty with `-A`.
@@ -295,6 +307,21 @@ impl Select {
     }
 }
 
+/// An error for a mailbox that is but a part of a backup.
+fn whole(name: &str, ns: &Namespace) -> Result<()> {
+    let parsed = MboxName::parse(&from_admin(name, ns)?, ns)?;
+    let is_root = parsed.userid().is_none() && !parsed.is_deleted() && parsed.folders().len() == 1;
+    if parsed.is_inbox() || is_root {
+        return Ok(());
+    }
+    let whose = match parsed.userid() {
+        Some(userid) => format!("all of user {userid}"),
+        None => format!("all of the shared tree {}", parsed.owner().key()),
+    };
+    let what = format!("{name} is a mailbox; this is about {whose}: name that with -u");
+    Err(usage(what))
+}
+
 fn lookup(catalog: &Catalog, keys: &[String]) -> Result<Option<Chosen>> {
     for key in keys {
         if let Some(path) = catalog.lookup(key)? {
@@ -398,6 +425,32 @@ mod tests {
         ] {
             let expect = (vec![key.to_owned()], vec![]);
             assert_eq!(store.find(words), expect, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn a_whole_backup_is_not_named_by_a_part_of_it() {
+        let keys = |words: &[&str]| {
+            let found = select(words).unwrap().candidates(&ns());
+            found.map(|f| f.into_iter().map(|(_, keys)| keys).collect::<Vec<_>>())
+        };
+        for (words, key) in [
+            (&["-m", "user/anna"][..], "anna"),
+            (&["-m", "user.anna", "user/anna"], "anna"),
+            (&["-m", "news"], "%SHARED//news"),
+            (&["-m", "lists@x.example"], "%SHARED/x.example/lists"),
+            (&["anna", "anna@home.example", "anna"], "anna"),
+        ] {
+            assert_eq!(keys(words).unwrap(), [[key]], "{words:?}");
+        }
+        for (name, whose) in [
+            ("user/rob/Trash", "all of user rob"),
+            ("DELETED.user.rob.5F3A1B2C", "all of user rob"),
+            ("news/unix", "all of the shared tree %SHARED//news"),
+        ] {
+            let e = keys(&["-m", "user/anna", name]).unwrap_err();
+            assert_eq!(e.kind(), Kind::Usage, "{name}");
+            assert!(e.to_string().contains(whose), "{e}");
         }
     }
 

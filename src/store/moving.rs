@@ -75,11 +75,13 @@ pub fn to_folder(
         let from = catalog.lookup(key)?.ok_or_else(missing)?;
         let name = from.file_name().ok_or_else(missing)?;
         let folders = way.others.iter().map(PathBuf::as_path);
-        remove_others(catalog, &from, folders.chain([way.folder]))?;
+        match remove_others(catalog, &from, folders.chain([way.folder])) {
+            Err(e) if e.kind() == Kind::Changed => continue,
+            done => done?,
+        }
         let to = way.folder.join(name);
-        let file = File::open(&from).map_err(|e| Error::io("cannot open", e).at(&from))?;
-        if to == from || is_same(&file, &to) {
-            let bytes = file.metadata().map_or(0, |m| m.len());
+        if is_same(&to, &from) {
+            let bytes = fs::metadata(&from).map_or(0, |m| m.len());
             return Ok(Moved {
                 to: from.clone(),
                 from,

@@ -88,39 +88,38 @@ impl Trace {
 }
 
 /// Removes what earlier moves of the backup at `live` have left in folders. A file that lies in its way
-/// and is not that is an error.
+/// and is not that is an error; `Changed` if the backup is elsewhere by now.
 pub(super) fn remove_others<'a>(
     catalog: &Catalog,
     live: &Path,
     folders: impl Iterator<Item = &'a Path>,
 ) -> Result<()> {
-    let open = File::open(live).map_err(|e| Error::io("cannot open", e).at(live))?;
     let trace = Trace::of(catalog, live);
     let note = trace.note()?;
-    let entered = catalog.list()?;
     let name = |path: &Path| path.file_name().unwrap_or_default().to_owned();
     let (own, usual) = (name(live), name(&base(live)));
     for folder in folders {
         let usual = folder.join(&usual);
-        let mut found = siblings(&usual, DELETED)?;
-        found.retain(|path| former::split(path).is_some());
-        found.push(usual);
+        let mut found = vec![usual.clone(), folder.join(&own)];
+        if note.is_some() {
+            // It may have been deleted when it was moved, or brought back since.
+            found.extend(siblings(&usual, DELETED)?);
+            found.retain(|path| *path == usual || former::split(path).is_some());
+        }
+        found.sort();
+        found.dedup();
         for left in found {
-            if !left.exists() || is_same(&open, &left) {
+            if !left.exists() || is_same(live, &left) {
                 continue;
             }
-            let is_in_the_way = name(&left) == own;
-            let is_entered = entered.iter().any(|(_, path)| *path == left);
-            if !is_entered && is_left(&open, &left, note.as_ref())? {
-                continue;
-            }
-            if is_in_the_way {
+            let is_removed = remove_left(catalog, live, &left, note.as_ref())?;
+            if !is_removed && name(&left) == own {
                 return Err(Error::new(Kind::Exists, "another file lies there").at(&left));
             }
         }
     }
     match note {
-        Some(note) if note.to != live => remove_begun(&note.to),
+        Some(note) if !is_same(&note.to, live) => remove_begun(&note.to),
         _ => Ok(()),
     }
 }
@@ -130,28 +129,41 @@ fn base(path: &Path) -> PathBuf {
     former::split(path).map_or(path.to_owned(), |(before, _)| before)
 }
 
-/// Whether a path names an open file: partitions may be reached in several ways.
-pub(super) fn is_same(file: &File, path: &Path) -> bool {
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-        _ => false,
-    }
+/// Whether two paths are one place: partitions may be reached in several ways. What lies there may be
+/// replaced at any time, so files are not compared.
+pub(super) fn is_same(one: &Path, other: &Path) -> bool {
+    let folder = |path: &Path| {
+        fs::metadata(path.parent()?)
+            .ok()
+            .map(|m| (m.dev(), m.ino()))
+    };
+    one == other || one.file_name() == other.file_name() && folder(one) == folder(other)
 }
 
-/// Removes a log that was moved, or copied to be; true if it was one.
-fn is_left(live: &File, left: &Path, note: Option<&Note>) -> Result<bool> {
+/// Removes a log that was moved, or copied to be; false, and nothing is done, if it is another.
+fn remove_left(catalog: &Catalog, live: &Path, left: &Path, note: Option<&Note>) -> Result<bool> {
+    // A move that is at work has it locked until the catalogue names it.
     let lock = DataLock::acquire(left, Wait::No, Create::No)?;
+    let entered = catalog.list()?;
+    if entered.iter().any(|(_, path)| is_same(path, left)) {
+        return Ok(false);
+    }
+    if entered.iter().all(|(_, path)| path != live) {
+        let what = "the backup has moved meanwhile: try again";
+        return Err(Error::new(Kind::Changed, what).at(live));
+    }
+    let live = File::open(live).map_err(|e| Error::io("cannot open", e).at(live))?;
     let len = |file: &File| file.metadata().map_or(0, |m| m.len());
     let end = len(lock.file());
     let noted = note.and_then(|note| note.copied.as_ref());
     let noted = noted.filter(|(bytes, _)| *bytes == end);
-    let is_beginning = end <= len(live);
+    let is_beginning = end <= len(&live);
     if noted.is_none() && !is_beginning {
         return Ok(false);
     }
     let sha256 = reindex::hash(lock.file(), 0, end)?;
     let is_noted = noted.is_some_and(|(_, noted)| sha256[..] == noted[..]);
-    let is_moved = is_noted || is_beginning && sha256 == reindex::hash(live, 0, end)?;
+    let is_moved = is_noted || is_beginning && sha256 == reindex::hash(&live, 0, end)?;
     if !is_moved {
         return Ok(false);
     }
@@ -174,6 +186,10 @@ fn remove_begun(to: &Path) -> Result<()> {
         Err(e) if e.kind() == Kind::NotFound => return Ok(()),
         lock => lock?,
     };
+    if to.exists() {
+        // It got its name meanwhile, and this is a compaction's.
+        return Ok(());
+    }
     remove_beside(to)?;
     fs::remove_file(&new).map_err(|e| Error::io("cannot remove", e).at(&new))?;
     sync_folder(to)?;
