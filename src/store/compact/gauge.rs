@@ -16,14 +16,16 @@ use crate::store::reader::Reader;
 
 /// So many plain bytes are written in a sample.
 const SAMPLE: u64 = 1 << 20;
+/// And so many are read for it, if no member is smaller.
+const READ: u64 = 16 << 20;
 /// A state of more records is not written for it.
 const STATED: u64 = 5000;
 /// What a record takes in a state, in compressed bytes.
 const RECORD: u64 = 64;
 /// A state without any, and of each mailbox.
 const STATE: u64 = 300;
-/// The member that says what log it is.
-const GENERATION: u64 = 180;
+/// The member that says what log it is, here and in one that old tools began.
+pub(super) const GENERATION: u64 = 180;
 /// What the manifest takes without members, and for each.
 const MANIFEST: [u64; 2] = [200, 40];
 /// Where nothing is known, deflating anew saves one part in this.
@@ -173,14 +175,23 @@ impl Gauge<'_> {
                 sum <= most
             });
             let some: Vec<usize> = some.copied().collect();
-            left -= some.iter().map(plain).sum::<u64>().min(left);
-            samples.push((n, self.sample(&some, *lines)));
+            let sample = match group.first() {
+                // Of one that is larger than all that is written, the first bodies.
+                Some(at) if some.is_empty() && left == SAMPLE && plain(at) <= READ => {
+                    self.sample(&[*at], *lines, Some(SAMPLE))
+                }
+                _ => self.sample(&some, *lines, None),
+            };
+            let written = |s: &Sample| s.bodies.plain + s.lines.plain;
+            left = left.saturating_sub(sample.as_ref().map_or(0, written));
+            samples.push((n, sample));
         }
         samples.sort_by_key(|(n, _)| *n);
         samples.into_iter().map(|(_, sample)| sample).collect()
     }
 
-    fn sample(&self, group: &[usize], lines: bool) -> Option<Sample> {
+    /// Writes members; with `most` only their first bodies, of about so many bytes.
+    fn sample(&self, group: &[usize], lines: bool, most: Option<u64>) -> Option<Sample> {
         if group.is_empty() {
             return None;
         }
@@ -190,6 +201,9 @@ impl Gauge<'_> {
                 let chunk = self.chunks.get(*at)?;
                 let mut source = source(chunk).ok()?;
                 source.bodies = self.bodies.get(&chunk.id).cloned().unwrap_or_default();
+                if let (Some(most), Some(first)) = (most, source.bodies.first().copied()) {
+                    source.bodies.retain(|offset| *offset < first + most);
+                }
                 Some(source)
             })
             .collect();
@@ -199,8 +213,14 @@ impl Gauge<'_> {
         let (mut to, mut said) = (Out::memory(self.level), Out::memory(self.level));
         let file = self.reader.file();
         rewrite(file, &sources, take, self.max, &mut to, &mut said).ok()?;
-        let members = to.members() + said.members();
-        let plain = self.plain(group, lines);
+        let members = match most {
+            Some(_) => 2 + self.plain(group, lines).0 / self.max.max(1),
+            None => to.members() + said.members(),
+        };
+        let plain = match most {
+            Some(_) => (to.written(), said.written()),
+            None => self.plain(group, lines),
+        };
         let length = |out: Out<'_>| out.finish().map(|(bytes, _)| bytes.len() as u64).ok();
         Some(Sample {
             bodies: Rate {

@@ -32,6 +32,7 @@ pub struct Out<'a> {
     plain: Vec<u8>,
     position: u64,
     members: u64,
+    written: u64,
 }
 
 impl<'a> Out<'a> {
@@ -44,6 +45,7 @@ impl<'a> Out<'a> {
             plain: Vec::new(),
             position: 0,
             members: 0,
+            written: 0,
         }
     }
 
@@ -67,6 +69,11 @@ impl<'a> Out<'a> {
         self.members
     }
 
+    /// Plain bytes of all members.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
     /// Plain bytes of the open member.
     pub fn position(&self) -> u64 {
         self.position
@@ -87,6 +94,7 @@ impl<'a> Out<'a> {
     /// Adds plain bytes to the open member.
     pub fn write(&mut self, plain: &[u8]) -> Result<()> {
         self.position += plain.len() as u64;
+        self.written += plain.len() as u64;
         self.plain.extend_from_slice(plain);
         if self.plain.len() >= BUFFER {
             self.deflate()?;

@@ -95,6 +95,9 @@ const SMALL: u64 = 64 * 1024;
 const JOIN_GAIN: u64 = 4096;
 /// A run pays if it saves one part in this of the log.
 const PAYS: u64 = 50;
+/// And what it saves is no gain unless it is one part in this of what is written anew: the size
+/// afterwards is not known better.
+const SURE: u64 = 50;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
@@ -104,13 +107,25 @@ enum Fate {
 }
 
 impl Plan {
+    /// The log will first be taken over, with a small member of so many bytes.
+    pub fn take_over(&mut self, length: u64) {
+        self.bytes += length;
+        self.rewritten += 1;
+        self.rewritten_bytes += length;
+        self.joined += 1;
+        self.worth += length.min(JOIN_GAIN);
+    }
+
     /// Whether it is worth copying the whole log, which will have `after` bytes. `threshold`: so
     /// many members at the least must be concerned.
     pub fn pays(&self, threshold: u64, after: u64) -> bool {
         let concerned = self.dropped + self.rewritten;
         let saved = self.bytes.saturating_sub(after);
+        let anew = after.saturating_sub(self.spliced_bytes);
         let gain = saved.saturating_add(self.worth);
-        concerned >= threshold.max(1) && saved > 0 && gain.saturating_mul(PAYS) >= self.bytes
+        concerned >= threshold.max(1)
+            && saved > anew / SURE
+            && gain.saturating_mul(PAYS) >= self.bytes
     }
 }
 
@@ -375,7 +390,7 @@ mod tests {
         assert_eq!(plan.joined, 100);
         // They are worth no more than they are, and nothing if the whole does not shrink.
         assert_eq!(plan.worth, 100 * 1500);
-        assert!(plan.pays(1, plan.bytes - 1) && !plan.pays(1, plan.bytes));
+        assert!(plan.pays(1, plan.bytes - 5000) && !plan.pays(1, plan.bytes - 1000));
     }
 
     #[test]

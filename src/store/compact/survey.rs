@@ -1,6 +1,6 @@
 //! What there is to be done: what is needed, where it is, and whether it pays.
 
-use super::gauge::Gauge;
+use super::gauge::{GENERATION, Gauge};
 use super::need::{Body, Need, Times, survey};
 use super::out::{XFL, XFL_AT};
 use super::plan::{Member, Plan, Sizes, Step, Stretches, plan};
@@ -78,7 +78,13 @@ impl Survey {
             max,
             force: policy.force,
         };
-        let plan = plan(&members, &stretches, &sizes);
+        let mut plan = plan(&members, &stretches, &sizes);
+        let generation = index.meta_text("generation")?.unwrap_or_default();
+        let sealed_bytes = plan.bytes;
+        if generation.is_empty() {
+            // This is a dry run: a real one takes it over before it looks.
+            plan.take_over(GENERATION);
+        }
         let kept = times.edge().map_or(0, |edge| times.now.0 - edge);
         // From then on, whether it pays or not.
         let last_call = need
@@ -118,7 +124,7 @@ impl Survey {
             chunks_after: before,
             bytes_before: bytes,
             bytes_after: match held || wanted {
-                true => bytes.saturating_sub(plan.bytes) + after,
+                true => bytes.saturating_sub(sealed_bytes) + after,
                 false => bytes,
             },
             rewritten: plan.rewritten_bytes,
@@ -133,7 +139,7 @@ impl Survey {
                 None => need.next,
             },
             loss: need.loss,
-            generation: index.meta_text("generation")?.unwrap_or_default(),
+            generation,
             previous: None,
         };
         Ok(Survey {
