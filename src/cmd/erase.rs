@@ -13,6 +13,8 @@
 //! Other backups of this host that have it, too, are named. What other hosts, snapshots and tapes
 //! hold is not ours to reach.
 
+mod whole;
+
 use super::args::{self, usage};
 use super::compact::policy;
 use super::output::{Out, plain};
@@ -24,12 +26,11 @@ use crate::error::{Error, Kind, Result};
 use crate::store::compact::need::Times;
 use crate::store::compact::{Policy, compact};
 use crate::store::index::Index;
-use crate::store::lock::Wait;
 use crate::store::reader::{Reader, Stale, ask_still};
 use crate::store::{beside, erased, former, orphan};
 use crate::util::time::now;
 use getopts::{Matches, Options};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
@@ -372,223 +373,10 @@ fn run_messages(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     Ok(Outcome::Well)
 }
 
-/// What was erased of one owner.
-#[derive(Default)]
-struct Erased {
-    backups: usize,
-    files: usize,
-    bytes: u64,
-    /// What may be of it still.
-    left: Vec<PathBuf>,
-    /// Backups that have a part of its past, under another name.
-    others: Vec<String>,
-    unasked: Vec<String>,
-}
-
-impl Erased {
-    fn add(&mut self, removed: &former::Removed) {
-        self.backups += 1;
-        self.files += removed.files.len();
-        self.bytes += removed.bytes;
-    }
-}
-
-fn no_backup() -> Error {
-    Error::new(Kind::NotFound, "no backup")
-}
-
-/// Whether there is, or was, anything that a name may mean. What was erased is known, so that the same
-/// call again ends what was interrupted.
-fn is_known(keys: &[String], c: &Context) -> Result<bool> {
-    let catalog = c.catalog();
-    let db = c.config.backup_db_path();
-    for key in keys {
-        if catalog.lookup(key)?.is_some() || erased::was_whole(&db, key)? {
-            return Ok(true);
-        }
-    }
-    let formers = former::list(&catalog, None)?;
-    if formers.iter().any(|f| keys.contains(&f.owner)) {
-        return Ok(true);
-    }
-    for key in keys.iter().filter(|key| !former::is_former(key)) {
-        if lying_about(c, key, &[])?.iter().any(|log| log.is_his) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// Erases what is named, if all of that is known; else nothing of it.
-fn wholes(select: &Select, c: &Context, wait: Wait) -> Result<Vec<(String, Whole)>> {
-    let named = select.candidates(&c.namespace)?;
-    let mut unknown = HashSet::new();
-    for (name, keys) in &named {
-        if !is_known(keys, c)? {
-            if Guid::parse(name.as_bytes()).is_some() {
-                let what = "no backup is called so, and GUIDs of messages go without --whole";
-                return Err(usage(format!("{name}: {what}; nothing is erased")));
-            }
-            unknown.insert(name.clone());
-        }
-    }
-    let one = |(name, keys): (String, Vec<String>)| {
-        let done = match (unknown.is_empty(), unknown.contains(&name)) {
-            (true, _) => whole(&name, &keys, c, wait).map(|(owner, done)| Some((owner, done))),
-            (false, true) => Err(no_backup()),
-            (false, false) => Ok(None),
-        };
-        (name, done)
-    };
-    Ok(named.into_iter().map(one).collect())
-}
-
-/// What became of a name: whose backups went; `None`: untouched, because of another name.
-type Whole = Result<Option<(String, Erased)>>;
-
-fn whole(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<(String, Erased)> {
-    let catalog = c.catalog();
-    let mut owner = None;
-    for key in keys.iter().filter(|key| !former::is_former(key)) {
-        if catalog.lookup(key)?.is_some() {
-            // Out of use first: what is interrupted from here on is at least deleted.
-            former::delete(&catalog, key, wait, c.settings(), &c.namespace, now())?;
-            owner = Some(key.clone());
-            break;
-        }
-    }
-    let mut formers = former::list(&catalog, None)?;
-    match &owner {
-        Some(owner) => formers.retain(|f| f.owner == *owner),
-        None => formers.retain(|f| keys.iter().any(|key| *key == f.key || *key == f.owner)),
-    }
-    let mut owner = owner.or_else(|| formers.first().map(|f| f.owner.clone()));
-    if owner.is_none() {
-        for key in keys.iter().filter(|key| !former::is_former(key)) {
-            if lying_about(c, key, &[])?.iter().any(|log| log.is_his) {
-                owner = Some(key.clone());
-                break;
-            }
-        }
-    }
-    let owner = owner.ok_or_else(no_backup)?;
-    // All of the owner's, or one deleted backup that was named by its key.
-    let is_all = keys.contains(&owner);
-    let (db, now) = (c.config.backup_db_path(), now());
-    match is_all {
-        true => erased::whole(&db, now, &owner, now, "begun")?,
-        false => {
-            let what = format!("user=<{owner}> key=<{name}> begun");
-            erased::append(&db, now, &what)?;
-        }
-    }
-    let known: Vec<PathBuf> = formers.iter().map(|f| f.path.clone()).collect();
-    let ids: Vec<String> = formers
-        .iter()
-        .flat_map(|f| former::inbox_of(&f.key))
-        .collect();
-    let mut done = Erased::default();
-    for former in &formers {
-        done.add(&former::remove(&catalog, former, wait)?);
-    }
-    for log in lying_about(c, &owner, &known)? {
-        match log.is_his && is_all {
-            true => done.add(&orphan::remove(&log, &catalog, wait)?),
-            false => done.left.extend(log.files),
-        }
-    }
-    let what = format!(
-        "user=<{owner}> backups={} files={} bytes={}",
-        done.backups, done.files, done.bytes
-    );
-    erased::append(&db, now, &what)?;
-    if !ids.is_empty() {
-        let others = Others::ask(c, Path::new(""), |index| {
-            for id in &ids {
-                if index.mailbox(id)?.is_some() {
-                    return Ok(vec![()]);
-                }
-            }
-            Ok(Vec::new())
-        })?;
-        done.others = others.have.into_iter().map(|(key, ())| key).collect();
-        done.unasked = others.unasked;
-    }
-    Ok((owner, done))
-}
-
 fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
-    if !args.messages.is_empty() {
-        return run_messages(args, c, out);
-    }
-    let wait = if args.wait { Wait::Forever } else { Wait::No };
-    let told = wholes(&args.select, c, wait)?;
-    let mut last = None;
-    for (name, done) in &told {
-        match done {
-            Err(e) => {
-                c.complain(name, e);
-                last = Some(e.kind());
-            }
-            Ok(None) => say(format_args!(
-                "{}: nothing is erased, for another name is unknown",
-                plain(name)
-            )),
-            Ok(Some(_)) => {}
-        }
-    }
-    if args.json {
-        out.document(&[], |d| {
-            d.list("backups")?;
-            told.iter().try_for_each(|one| d.row(&as_json(one)))
-        })?;
-    } else {
-        for (_, done) in &told {
-            if let Ok(Some((owner, done))) = done {
-                out.line(format_args!(
-                    "{}: erased: {} backups, {} files, {} bytes",
-                    plain(owner),
-                    done.backups,
-                    done.files,
-                    done.bytes
-                ))?;
-                tell_left(out, &done.left)?;
-                for key in &done.others {
-                    let key = plain(key);
-                    out.line(format_args!(
-                        "{key} has a part of its past, under that name"
-                    ))?;
-                }
-                tell_unasked(out, &done.unasked)?;
-            }
-        }
-        if told.iter().any(|(_, done)| matches!(done, Ok(Some(_)))) {
-            out.line(format_args!(
-                "Not reached: second copies, snapshots, and other backup hosts. A server that still \
-                 has the mail sends it again."
-            ))?;
-        }
-    }
-    Ok(match last {
-        Some(kind) if told.len() == 1 => Outcome::Status(status(kind)),
-        _ => c.outcome(),
-    })
-}
-
-fn as_json((name, done): &(String, Whole)) -> Value {
-    match done {
-        Ok(None) => json!({ "userid": name, "status": "untouched" }),
-        Ok(Some((owner, done))) => json!({
-            "userid": owner,
-            "status": "erased",
-            "backups": done.backups,
-            "files": done.files,
-            "bytes": done.bytes,
-            "left": names(&done.left),
-            "others": done.others,
-            "unasked": done.unasked,
-        }),
-        Err(e) => json!({ "userid": name, "status": "failed", "error": e.to_string() }),
+    match args.messages.is_empty() {
+        true => whole::run(args, c, out),
+        false => run_messages(args, c, out),
     }
 }
 
