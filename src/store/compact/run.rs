@@ -95,10 +95,10 @@ fn attempt(
             }
         };
         let made = make(path, &key, policy, times, scratch, reader, survey, &held);
-        if made.is_err() {
+        return made.map_err(|e| {
             give_up(path, &held);
-        }
-        return made;
+            gone(path, e)
+        });
     }
 }
 
@@ -136,11 +136,26 @@ fn alone(path: &Path, policy: &Policy) -> Result<DataLock> {
 fn give_up(path: &Path, lock: &DataLock) {
     let ours = lock.file().metadata().ok();
     let named = std::fs::metadata(new_path(path)).ok();
-    if let (Some(ours), Some(named)) = (ours, named) {
-        if ours.ino() == named.ino() {
+    match (ours, named) {
+        (Some(ours), Some(named)) if ours.ino() == named.ino() => {
             let _ = index::remove(&index::path_of(&new_path(path)));
             let _ = std::fs::remove_file(new_path(path));
         }
+        // A move has taken it along with the log, perhaps before there was an index.
+        (_, None) if matches!(path.try_exists(), Ok(false)) => {
+            let _ = index::remove(&index::path_of(&new_path(path)));
+        }
+        _ => {}
+    }
+}
+
+/// Why it failed, where the backup is not there any more: it was moved or deleted meanwhile.
+fn gone(path: &Path, e: Error) -> Error {
+    match path.try_exists() {
+        Ok(false) => Error::new(Kind::NotFound, "no backup is there any more")
+            .at(path)
+            .because(e),
+        _ => e,
     }
 }
 
