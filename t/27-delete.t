@@ -3,11 +3,14 @@
 the real sync_client in between, and interrupted at each step."""
 
 import os
+import shutil
+import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
 from cyrusrig import *
+from cyrusrig import sandbox
 
 
 def setup():
@@ -187,6 +190,17 @@ def interrupted_compact(rig):
     rig.whole("olga")
 
 
+@case("a deletion that compact ends is not removed in the same run")
+def seen_first(rig):
+    made(rig, "otto")
+    path = rig.to.data_file("otto")
+    os.rename(path, "%s.deleted.%d" % (path, time.time() - 40 * 86400))
+    asked(rig, "compact", "-A")
+    expect_equal(len(deleted(rig, "otto")), 1, "it can be seen")
+    asked(rig, "delete", "--undo", "otto")
+    rig.whole("otto")
+
+
 @case("interrupted between its steps: undo finishes it first, and brings it back whole")
 def interrupted_undo(rig):
     made(rig, "ulla")
@@ -279,6 +293,50 @@ def message_erased(rig):
     rig.to.drop_index("jana")
     expect(held[2] not in logfile.bodies(rig.to.data_file("jana")), "it did not come again")
     rig.whole("jana")
+
+def killed_at(rig, call, n, *words):
+    """Runs it under strace, which kills it at the nth call. Whether it was killed."""
+    if not shutil.which("strace"):
+        raise Skip("strace is not installed")
+    argv = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + call]
+    argv += ["-e", "inject=%s:signal=KILL:when=%d" % (call, n)]
+    argv += sandbox.as_cyrus([rig.to.path, "-C", rig.to.conf] + list(words))
+    return subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60).returncode != 0
+
+
+@case("undo killed at each name that it gives: it is brought back, whatever comes next, and never removed")
+def killed_undo(rig):
+    nexts = {"compact": ["compact", "-A"], "undo": ["delete", "--undo", "USER"], "expired": ["delete", "--expired"],
+             "delete": ["delete", "USER"], "sync": None}
+    rig.to.write_conf(backup_delete_grace="1s")
+    try:
+        for n in (1, 2):
+            for title, words in sorted(nexts.items()):
+                if n == 2 and title in ("delete", "expired"):
+                    continue
+                user = "k%d%s" % (n, title)
+                made(rig, user)
+                path = rig.to.data_file(user)
+                asked(rig, "delete", user)
+                time.sleep(1.1)
+                was_killed = killed_at(rig, "rename,renameat,renameat2", n, "delete", "--undo", user)
+                expect(was_killed, "undo was killed (%s)" % user)
+                time.sleep(1.1)
+                if words is None:
+                    rig.sync("-u", user)
+                else:
+                    rig.to.tool(*[w.replace("USER", user) for w in words])
+                if title == "delete":
+                    asked(rig, "delete", "--undo", user)
+                rig.to.tool("compact", "-A")
+                expect_equal(rig.to.data_file(user), path, "its old place (%s)" % user)
+                expect_equal(deleted(rig, user), [], "deleted ones left (%s)" % user)
+                rig.whole(user)
+                rig.sync("-u", user)
+                rig.whole(user)
+                expect("0 findings" in asked(rig, "rescan"), "all agree (%s)" % user)
+    finally:
+        rig.to.write_conf(backup_delete_grace="30d")
 
 
 run(setup, Rig.close)

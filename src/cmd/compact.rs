@@ -22,13 +22,14 @@ use crate::error::{Error, Kind, Result};
 use crate::store::compact::need::Times;
 use crate::store::compact::{Outcome as Ended, Policy, Report, compact, is_left};
 use crate::store::compacted::{self, Compacted, Seen};
-use crate::store::former;
+use crate::store::former::{self, Settled};
 use crate::store::lock::Wait;
 use crate::sys::priority;
 use crate::util::time::{Timestamp, now};
 use getopts::{Matches, Options};
 use serde_json::json;
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tell::{Sums, as_json, as_text, held};
 
@@ -102,6 +103,8 @@ struct Work<'a> {
     seen: HashMap<String, Seen>,
     compacted: Compacted,
     now: Timestamp,
+    /// An interrupted deletion was ended: until now nobody could see it among the deleted ones.
+    deleted: AtomicBool,
 }
 
 /// What became of one backup.
@@ -124,13 +127,15 @@ impl Work<'_> {
                     let catalog = self.c.catalog();
                     match place.moved(&catalog) {
                         Some(now) => place = now,
-                        None if catalog.lookup(key)?.is_none() || self.settled(key, &place)? => {
-                            return Ok(Did::Gone);
-                        }
-                        None => {
-                            done = done.map_err(|e| former::explain(e, &place.path));
-                            break;
-                        }
+                        None if catalog.lookup(key)?.is_none() => return Ok(Did::Gone),
+                        None => match self.settled(key, &place)? {
+                            Some(Settled::Deleted(_)) => return Ok(Did::Gone),
+                            Some(Settled::Back) => {}
+                            None => {
+                                done = done.map_err(|e| former::explain(e, &place.path));
+                                break;
+                            }
+                        },
                     }
                 }
                 _ => break,
@@ -145,13 +150,16 @@ impl Work<'_> {
         done
     }
 
-    /// Ends a deletion of it that was interrupted, if that is why it was not found.
-    fn settled(&self, key: &str, chosen: &Chosen) -> Result<bool> {
+    /// Ends what was interrupted, a deletion of it or the bringing back, if that is why it was not found.
+    fn settled(&self, key: &str, chosen: &Chosen) -> Result<Option<Settled>> {
         if self.args.dry_run {
-            return Ok(false);
+            return Ok(None);
         }
         let settled = former::settle(&self.c.catalog(), key, &chosen.path, &self.c.namespace)?;
-        Ok(settled.is_some())
+        if matches!(settled, Some(Settled::Deleted(_))) {
+            self.deleted.store(true, Ordering::Relaxed);
+        }
+        Ok(settled)
     }
 
     fn look(&self, chosen: &Chosen) -> Result<Did> {
@@ -275,11 +283,14 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         seen: compacted.all()?,
         compacted,
         now: now(),
+        deleted: AtomicBool::new(false),
     };
     let doubt = clock::check(c, work.now, args.look())?;
     match &doubt {
         Some(_) if args.dry_run && args.clock_is_right => {}
-        Some(e) if args.dry_run => say(format_args!("compact without --dry-run is refused: {e}")),
+        Some(e) if args.dry_run && c.config.expires() => {
+            say(format_args!("compact without --dry-run is refused: {e}"));
+        }
         Some(e) if c.config.expires() => {
             work.event(&format!("not compacted error=<{e}>"));
             let refused = Error::new(e.kind(), e.to_string());
@@ -387,7 +398,8 @@ fn bury(
     doubt: Option<&Error>,
     tell: &mut dyn FnMut(&Done) -> Result<()>,
 ) -> Result<()> {
-    if !work.args.all || work.args.dry_run {
+    // What has just been found deleted is seen by somebody before it goes.
+    if !work.args.all || work.args.dry_run || work.deleted.load(Ordering::Relaxed) {
         return Ok(());
     }
     if let Some(e) = doubt {

@@ -12,7 +12,7 @@ use super::select::{self, Select};
 use super::{Context, Job, Outcome};
 use crate::error::{Error, Kind, Result};
 use crate::store::backup::Settings;
-use crate::store::former::{self, Former, Removed};
+use crate::store::former::{self, Former, Removed, Settled};
 use crate::store::lock::Wait;
 use crate::util::time::now;
 use getopts::{Matches, Options};
@@ -110,7 +110,18 @@ fn undo(keys: &[String], c: &Context, wait: Wait) -> Result<Done> {
         // A deletion that was interrupted is finished first.
         if let Some(path) = catalog.lookup(key)? {
             if !path.exists() {
-                former::settle(&catalog, key, &path, &c.namespace)?;
+                let settled = former::settle(&catalog, key, &path, &c.namespace)?;
+                if settled == Some(Settled::Back) {
+                    // So was one that brought it back.
+                    let (key, owner) = (key.clone(), key.clone());
+                    let former = Former {
+                        key,
+                        owner,
+                        path: path.clone(),
+                        deleted: None,
+                    };
+                    return Ok(Done::Back(former, path));
+                }
             }
         }
     }
@@ -140,6 +151,13 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         What::Expired(look) => {
             let now = now();
             if let Some(e) = clock::check(c, now, *look)? {
+                if args.json {
+                    out.document(&[], |d| {
+                        d.list("backups")?;
+                        Err(e)
+                    })?;
+                    return Ok(Outcome::Well);
+                }
                 return Err(e);
             }
             let grace = c.config.backup_delete_grace();

@@ -42,30 +42,40 @@ pub fn whole(
     append(backups_db, now, &what)
 }
 
-/// What the lines about `key` say.
-fn about(backups_db: &Path, key: &str) -> Result<Vec<String>> {
+/// What the lines say, without their times.
+fn said(backups_db: &Path) -> Result<Vec<String>> {
     let path = beside(backups_db);
     let text = match std::fs::read(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         text => text.map_err(|e| Error::io("cannot read", e).at(&path))?,
     };
-    let start = clean(&format!("user=<{key}> "));
     let text = String::from_utf8_lossy(&text);
-    let said = text.lines().filter_map(|line| {
-        let what = line.splitn(3, ' ').nth(2)?;
-        Some(what.strip_prefix(&start)?.to_owned())
-    });
+    let said = text
+        .lines()
+        .filter_map(|line| line.splitn(3, ' ').nth(2).map(str::to_owned));
     Ok(said.collect())
 }
 
-/// The messages of a backup whose erasure was at least begun.
+/// What the lines about `key` say.
+fn about(backups_db: &Path, key: &str) -> Result<Vec<String>> {
+    let start = clean(&format!("user=<{key}> "));
+    let said = said(backups_db)?.into_iter();
+    Ok(said
+        .filter_map(|what| Some(what.strip_prefix(&start)?.to_owned()))
+        .collect())
+}
+
+/// The messages of a backup of `key`, live or deleted, whose erasure was at least begun.
 pub fn messages(backups_db: &Path, key: &str) -> Result<HashSet<Guid>> {
-    let said = about(backups_db, key)?;
-    let guids = said.iter().filter_map(|what| {
-        let guid = what.strip_prefix("message=")?.split(' ').next()?;
+    let key = clean(key);
+    let guid = |what: &String| {
+        let (whose, rest) = what.strip_prefix("user=<")?.split_once("> message=")?;
+        // Once the key of a deleted backup was written.
+        let is_his = whose == key || former::owner_of(whose) == Some(&key);
+        let guid = rest.split(' ').next().filter(|_| is_his)?;
         Guid::parse(guid.as_bytes())
-    });
-    Ok(guids.collect())
+    };
+    Ok(said(backups_db)?.iter().filter_map(guid).collect())
 }
 
 /// Whether the last thing said of a message of `key` is that its erasure was begun.
@@ -172,6 +182,9 @@ mod tests {
         let of = |key: &str| messages(&db, key).unwrap().into_iter().collect::<Vec<_>>();
         assert_eq!(of("anna"), [Guid::parse(guid.as_bytes()).unwrap()]);
         assert_eq!(of("bert"), []);
+        let former = "%FORMER/bert/u1";
+        append(&db, now, &format!("user=<{former}> message={guid} begun")).unwrap();
+        assert_eq!((of("bert").len(), of("u1").len()), (1, 0));
         append(&db, now, "user=<anna> backups=1 files=2 bytes=3").unwrap();
         append(&db, now, "user=<x> user=<anna> whole=5000 begun").unwrap();
         assert_eq!(ask("anna"), None);

@@ -8,8 +8,9 @@
 //! the path up before finds no file there (`store::lock` compares path and inode) and looks again.
 //! So a sync that comes meanwhile begins a new backup, and nothing is ever appended to a deleted one.
 //!
-//! Bringing back is the same in the other order, and refused once the owner has a new backup: an
-//! interruption in between is settled as deleted. Removal unlinks what is beside the log first, the
+//! Bringing back, refused once the owner has a new backup, is three steps: the owner's entry is added, the
+//! files get their name again, the entry as a deleted one goes. So an interruption of it can be told
+//! from one of a deletion, and is settled as brought back. Removal unlinks what is beside the log first, the
 //! log after that, the entry last, and so can be begun again.
 //!
 //! Fails with `Locked`, `NotFound`, `Exists`, `Io` and the kinds of the catalogue.
@@ -173,7 +174,8 @@ pub fn delete(
         ),
         Err(e) if e.kind() == Kind::NotFound => {
             return match settle(catalog, key, &path, ns)? {
-                Some(former) => Ok(former),
+                Some(Settled::Deleted(former)) => Ok(former),
+                Some(Settled::Back) => delete(catalog, key, wait, settings, ns, now),
                 None => Err(e.for_user(key)),
             };
         }
@@ -215,9 +217,23 @@ fn still(catalog: &Catalog, key: &str, path: &Path) -> Result<()> {
     Err(e.for_user(key))
 }
 
-/// Ends a deletion that was interrupted, when the file that the entry of `key` names is missing. What
+/// What became of a deletion, or of the bringing back of a backup, that was interrupted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It is deleted.
+    Deleted(Former),
+    /// It is in its place again.
+    Back,
+}
+
+/// Ends a deletion that was interrupted, or the bringing back, when the file that the entry of `key` names is missing. What
 /// became of it; `None` if that is not the reason.
-pub fn settle(catalog: &Catalog, key: &str, path: &Path, ns: &Namespace) -> Result<Option<Former>> {
+pub fn settle(
+    catalog: &Catalog,
+    key: &str,
+    path: &Path,
+    ns: &Namespace,
+) -> Result<Option<Settled>> {
     if is_former(key) {
         return Ok(None);
     }
@@ -236,6 +252,12 @@ pub fn settle(catalog: &Catalog, key: &str, path: &Path, ns: &Namespace) -> Resu
         {
             return Ok(None);
         }
+        let bringing = list(catalog, Some(key))?.into_iter().find(|f| f.path == to);
+        if let Some(former) = bringing {
+            bring_back(catalog, &former, path)?;
+            drop(lock);
+            return Ok(Some(Settled::Back));
+        }
         rename_index(path, &to)?;
         sync_folder(&to)?;
         let reader = Reader::open(&to, Stale::Refuse).ok();
@@ -247,7 +269,7 @@ pub fn settle(catalog: &Catalog, key: &str, path: &Path, ns: &Namespace) -> Resu
             "interrupted deletion finished user=<{key}> filename=<{}>",
             to.display()
         );
-        return Ok(Some(former));
+        return Ok(Some(Settled::Deleted(former)));
     }
     Ok(None)
 }
@@ -269,33 +291,78 @@ pub fn explain(e: Error, path: &Path) -> Error {
 pub fn undo(catalog: &Catalog, former: &Former, wait: Wait) -> Result<PathBuf> {
     let (path, _) = split(&former.path)
         .ok_or_else(|| Error::new(Kind::NotFound, "it was not deleted here").at(&former.path))?;
-    let lock = DataLock::acquire(&former.path, wait, Create::No)?;
-    still(catalog, &former.key, &former.path)?;
-    let taken = path.try_exists();
-    if taken.map_err(|e| Error::io("cannot look at", e).at(&path))? {
-        return Err(Error::new(Kind::Exists, "its former place is taken").at(&path));
-    }
     let owner = former.owner.as_str();
-    let changes = [
-        (former.key.clone(), None),
-        (owner.to_owned(), Some(path.clone())),
-    ];
-    catalog
-        .exchange(&[(owner, None)], &changes)
-        .map_err(|e| match e.kind() {
-            Kind::Changed => {
-                let why = format!("a sync has begun a new backup of {owner} since it was deleted");
-                Error::new(Kind::Exists, why)
+    let lock = match DataLock::acquire(&former.path, wait, Create::No) {
+        // Interrupted before its last step.
+        Err(e) if e.kind() == Kind::NotFound && path.is_file() => {
+            let lock = DataLock::acquire(&path, wait, Create::No)?;
+            if catalog.lookup(owner)?.as_deref() != Some(&path) {
+                return Err(e);
             }
-            _ => e,
-        })?;
-    rename_both(&former.path, &path)?;
+            lock
+        }
+        lock => {
+            let lock = lock?;
+            still(catalog, &former.key, &former.path)?;
+            let taken = path.try_exists();
+            if taken.map_err(|e| Error::io("cannot look at", e).at(&path))? {
+                return Err(Error::new(Kind::Exists, "its former place is taken").at(&path));
+            }
+            if catalog.lookup(owner)?.as_deref() != Some(&path) {
+                let add = [(owner.to_owned(), Some(path.clone()))];
+                let added = catalog.exchange(&[(owner, None)], &add);
+                added.map_err(|e| match e.kind() {
+                    Kind::Changed => {
+                        let why = format!(
+                            "a sync has begun a new backup of {owner} since it was deleted"
+                        );
+                        Error::new(Kind::Exists, why)
+                    }
+                    _ => e,
+                })?;
+            }
+            lock
+        }
+    };
+    bring_back(catalog, former, &path)?;
     drop(lock);
+    Ok(path)
+}
+
+/// Where a backup belongs, if it is one that is being brought back.
+fn in_place(catalog: &Catalog, former: &Former) -> Result<Option<PathBuf>> {
+    let Some((path, _)) = split(&former.path) else {
+        return Ok(None);
+    };
+    let owner = catalog.lookup(&former.owner)?;
+    Ok(owner.filter(|now| *now == path))
+}
+
+/// The steps of bringing back after the first; its lock is held.
+fn bring_back(catalog: &Catalog, former: &Former, path: &Path) -> Result<()> {
+    let is_there = |path: &Path| {
+        let is_there = path.try_exists();
+        is_there.map_err(|e| Error::io("cannot look at", e).at(path))
+    };
+    if is_there(&former.path)? {
+        rename_both(&former.path, path)?;
+    } else if is_there(&index::path_of(path))? {
+        index::remove(&index::path_of(&former.path))?;
+    } else {
+        rename_index(&former.path, path)?;
+    }
+    let is = [(former.key.as_str(), Some(former.path.as_path()))];
+    match catalog.exchange(&is, &[(former.key.clone(), None)]) {
+        // Somebody else was as far.
+        Err(e) if e.kind() == Kind::Changed => {}
+        done => done?,
+    }
+    let owner = &former.owner;
     log::info!(
         "backup brought back user=<{owner}> filename=<{}>",
         path.display()
     );
-    Ok(path)
+    Ok(())
 }
 
 /// Removes for good the deleted backups whose time of grace is over; hands each to `tell`. One that
@@ -312,6 +379,13 @@ pub fn expire(
             continue;
         };
         if deleted.0.saturating_add(grace) <= now.0 {
+            if let Some(path) = in_place(catalog, &former)? {
+                // It is being brought back, or that was interrupted.
+                undo(catalog, &former, Wait::No)
+                    .map(|_| ())
+                    .or_else(|e| tell(&former, Err(e.at(&path))))?;
+                continue;
+            }
             let record = erased::whole(catalog.path(), now, &former.owner, deleted, "expired");
             tell(
                 &former,
