@@ -431,4 +431,190 @@ def deleted(rig):
     agree(rig)
 
 
+def left_by_kill(rig, user):
+    """A move to the other partition that is killed when it removes the old log: that one's path."""
+    old = rig.to.data_file(user)
+    traced(rig, "move", "--to", "two", user, inject="unlink,unlinkat:signal=KILL:when=1", only=old)
+    expect(os.path.exists(old) and place(rig, user) == "two", "the old log is left")
+    return old
+
+
+def put(path, content):
+    with open(path, "wb") as file:
+        file.write(content)
+    sandbox.owned(path)
+
+
+def noted(rig, path):
+    """Whether a move of the log is on record."""
+    argv = ["/usr/lib/cyrus/bin/cyr_dbtool", "-C", rig.to.conf, rig.to.tree + "/conf/backups.db.moved", "twoskip", "show"]
+    shown = run_command(argv)
+    expect_equal(shown.code, 0, "cyr_dbtool")
+    return os.path.basename(path) in shown.out
+
+
+@case("no move was interrupted: what lies where a deleted one lies is another's, and so is what is beside it")
+def beside_deleted(rig):
+    made(rig, "ada")
+    path = rig.to.data_file("ada")
+    aside = [path + ".1795442465", path + ".damaged.1795442465123"]
+    for file in aside:
+        put(file, b"kept aside")
+    expect_equal(rig.to.tool("delete", "ada").code, 0, "delete")
+    key, log = [(b["key"], b["path"]) for b in rig.to.json("list", "--deleted")["backups"] if b["userid"] == "ada"][0]
+    shutil.copyfile(log, path)
+    sandbox.owned(path)
+    said = move(rig, key, "two")
+    expect("removed" not in said, "nothing is said to be removed", [said])
+    for file in [path] + aside:
+        expect(os.path.exists(file), "it stays: %s" % file)
+        os.unlink(file)
+    agree(rig)
+
+
+@case("what was never moved is not removed with a copy of the log, and is named")
+def beside_copies(rig):
+    made(rig, "cora")
+    path = rig.to.data_file("cora")
+    other = TWO + "/c/" + os.path.basename(path)
+    sandbox.make_dir(os.path.dirname(other))
+    put(path + ".damaged.1795442465123", b"kept aside")
+    shutil.copyfile(path, other)
+    sandbox.owned(other)
+    for number in (1795442465123, 1795442465124):
+        put("%s.damaged.%d" % (other, number), b"kept aside")
+    said = move(rig, "cora", "default")
+    expect("is there already" in said and not os.path.exists(other), "the copy goes", [said])
+    for number in (1795442465123, 1795442465124):
+        file = "%s.damaged.%d" % (other, number)
+        expect(os.path.exists(file), "nothing says that it was moved: %s" % file)
+        expect("stays filename=<%s>" % file in said, "it is named", [said])
+        os.unlink(file)
+    rig.whole("cora")
+    # A move that was interrupted: what it had copied goes, and nothing else.
+    old = left_by_kill(rig, "cora")
+    ours, his, new = (old + ".damaged.1795442465%s" % n for n in ("123", "124", "125"))
+    put(ours, b"kept aside")
+    put(his, b"his own")
+    put(new, b"his own")
+    put(rig.to.data_file("cora") + ".damaged.1795442465125", b"another")
+    said = move(rig, "cora", "two")
+    expect(not os.path.exists(old) and not os.path.exists(ours), "what was moved goes", [said])
+    for file in (his, new):
+        expect(os.path.exists(file) and "stays filename=<%s>" % file in said, "what is his stays, and is named", [said])
+        os.unlink(file)
+    os.unlink(rig.to.data_file("cora") + ".damaged.1795442465125")
+    os.unlink(rig.to.data_file("cora") + ".damaged.1795442465123")
+    lone(rig, "cora")
+    rig.whole("cora")
+
+
+@case("a move that is killed while it copies what is beside the log can be begun again")
+def killed_beside(rig):
+    made(rig, "cilly")
+    path = rig.to.data_file("cilly")
+    put(path + ".damaged.1795442465123", b"kept aside" * 100)
+    new = TWO + "/c/" + os.path.basename(path)
+    traced(rig, "move", "--to", "two", "cilly", inject="rename,renameat,renameat2:signal=KILL:when=1", only=new + ".new")
+    expect(os.path.exists(new + ".new") and noted(rig, path), "it is begun")
+    os.truncate(new + ".damaged.1795442465123", 15)
+    put(new + ".damaged.1795442465124", b"his own")
+    said = move(rig, "cilly", "default")
+    left = [f for f in files_of(rig, "cilly") if f.startswith(TWO)]
+    expect_equal(left, [new + ".damaged.1795442465124"], "what stays")
+    expect("stays filename=<%s>" % left[0] in said, "it is named", [said])
+    expect(not noted(rig, path), "nothing is on record")
+    os.unlink(left[0])
+    move(rig, "cilly", "two")
+    with open(new + ".damaged.1795442465123", "rb") as file:
+        expect_equal(file.read(), b"kept aside" * 100, "what was set aside")
+    rig.whole("cilly")
+
+
+@case("once all is ended nothing is on record: what comes to the old place later is not removed")
+def ended(rig):
+    made(rig, "erna")
+    old = left_by_kill(rig, "erna")
+    expect(noted(rig, old), "it is on record")
+    with open(old, "rb") as file:
+        tape = file.read()
+    expect_equal(rig.to.tool("compact", "-F", "erna").code, 0, "compact")
+    said = move(rig, "erna", "two")
+    expect("is there already" in said and not os.path.exists(old), "ended", [said])
+    expect(not noted(rig, old), "nothing is on record")
+    put(old, tape)
+    said = move(rig, "erna", "two", code=1)
+    expect("another file lies there: " + old in said, "which", [said])
+    expect(os.path.exists(old), "it stays")
+    os.unlink(old)
+    # Another's file at the old place: what is on record ends, too.
+    old = rig.to.data_file("erna")
+    traced(rig, "move", "--to", "default", "erna", inject="unlink,unlinkat:signal=KILL:when=1", only=old)
+    put(old, b"his own")
+    said = move(rig, "erna", "default", code=1)
+    expect("another file lies there: " + old in said and not noted(rig, old), "it is told, and the move is over", [said])
+    os.unlink(old)
+    lone(rig, "erna")
+    rig.whole("erna")
+
+
+@case("killed, then renamed: not before the move is ended, so that nothing is left under the old name")
+def killed_and_renamed(rig):
+    made(rig, "otto")
+    old = left_by_kill(rig, "otto")
+    new = rig.to.data_file("otto")
+    with open(new, "rb") as file:
+        before = file.read()
+    done = rig.to.tool("rename", "otto", "ursel")
+    expect_equal(done.code, 75, "status of rename")
+    expect(old in done.err and "move --to PARTITION" in done.err, "what was left, and what ends it", [str(done)])
+    with open(new, "rb") as file:
+        expect(file.read() == before, "the log is as it was")
+    names = [b["userid"] for b in rig.to.json("list")["backups"]]
+    expect("otto" in names and "ursel" not in names, "nobody is renamed", names)
+    move(rig, "otto", "two")
+    expect_equal(rig.to.tool("rename", "otto", "ursel").code, 0, "rename")
+    expect_equal([f for f in files_of(rig, "otto") if not f.startswith(new)], [], "what is left")
+    move(rig, "ursel", "default")
+    path = rig.to.data_file("ursel")
+    expect("/u/" in path, "it goes to the folder of its owner", [path])
+    expect_equal([f for f in files_of(rig, "otto") if not f.startswith(path)], [], "what is left")
+    agree(rig)
+
+
+@case("killed, and nothing is left: renamed as ever, and nothing is on record")
+def gone_and_renamed(rig):
+    made(rig, "olaf")
+    old = left_by_kill(rig, "olaf")
+    os.unlink(old)
+    expect(noted(rig, old), "it is on record")
+    expect_equal(rig.to.tool("rename", "olaf", "ulla").code, 0, "rename")
+    expect(not noted(rig, old), "nothing is on record")
+    expect_equal(rig.to.tool("rename", "ulla", "olaf").code, 0, "and back")
+    # A copy that was begun counts as left.
+    path = rig.to.data_file("olaf")
+    beside = old + ".new"
+    traced(rig, "move", "--to", "default", "olaf", inject="rename,renameat,renameat2:signal=KILL:when=1", only=beside)
+    expect(os.path.exists(beside), "it is begun")
+    done = rig.to.tool("rename", "olaf", "ulla")
+    expect(done.code == 75 and beside in done.err, "rename", [str(done)])
+    move(rig, "olaf", "two")
+    expect_equal(rig.to.tool("rename", "olaf", "ulla").code, 0, "rename")
+    expect_equal([f for f in files_of(rig, "olaf") if not f.startswith(path)], [], "what is left")
+
+
+@case("whatever its owner is called now: the folders of both ends of the move are looked at")
+def both_ends(rig):
+    made(rig, "olga")
+    old = left_by_kill(rig, "olga")
+    new = rig.to.data_file("olga")
+    tool = ["/usr/lib/cyrus/bin/cyr_dbtool", "-C", rig.to.conf, rig.to.tree + "/conf/backups.db", "twoskip"]
+    for words in (["set", "uta", new], ["delete", "olga"]):
+        expect_equal(run_command(tool + words).code, 0, "cyr_dbtool")
+    move(rig, "uta", "two")
+    path = rig.to.data_file("uta")
+    expect_equal([f for f in files_of(rig, "olga") if not f.startswith(path)], [], "what is left")
+    expect(not noted(rig, old), "nothing is on record")
+
+
 run(setup, Rig.close)

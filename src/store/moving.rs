@@ -23,7 +23,8 @@ use super::reader::{Reader, Stale};
 use super::reindex;
 use crate::error::{Error, Kind, Result};
 use crate::sys::fs::sync_folder;
-use left::{Trace, all_of, are_equal, asides, is_same, remove_all, remove_others};
+pub use left::unended;
+use left::{Trace, all_of, are_equal, asides, is_same, remove_all, remove_moved, remove_others};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -75,7 +76,8 @@ pub fn to_folder(
         let from = catalog.lookup(key)?.ok_or_else(missing)?;
         let name = from.file_name().ok_or_else(missing)?;
         let folders = way.others.iter().map(PathBuf::as_path);
-        match remove_others(catalog, &from, folders.chain([way.folder])) {
+        let folders: Vec<&Path> = folders.chain([way.folder]).collect();
+        match remove_others(catalog, &from, &folders) {
             Err(e) if e.kind() == Kind::Changed => continue,
             done => done?,
         }
@@ -234,14 +236,14 @@ impl Copy<'_> {
         self.sync()?;
         copy_index(from, to)?;
         let trace = Trace::of(catalog, from);
-        trace.copied(to, self.at, &self.sha256.clone().finalize())?;
+        trace.copied(to, self.at, self.sha256.clone().finalize().into())?;
         fs::rename(with(to, ".new"), to).map_err(|e| Error::io("cannot rename", e).at(to))?;
         sync_folder(to)?;
         let change = [(key.to_owned(), Some(to.to_owned()))];
         if let Err(e) = catalog.exchange(&[(key, Some(from))], &change) {
             // A commit whose very last sync failed may stand.
             if matches!(catalog.lookup(key), Ok(Some(path)) if path == from) {
-                let _ = remove_all(to);
+                let _ = remove_moved(to, from, true);
             }
             return Err(e);
         }

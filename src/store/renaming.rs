@@ -9,6 +9,9 @@
 //! Mailboxes that were deleted on the server and kept there (`DELETED.`) keep the old user's name
 //! there. So they are over here, with their past, and a sync of the old name begins a backup for them.
 //!
+//! What an interrupted move has left would be another's under the old name, and nobody would look for it
+//! there any more: first that is ended.
+//!
 //! Fails with `Exists` if the new name has a backup, `NotFound`, `Locked`, `Usage` for names that are
 //! no users; then nothing is changed.
 
@@ -18,6 +21,7 @@ use super::erased;
 use super::index::Index;
 use super::line::{Line, generation, mailbox_head};
 use super::lock::{Create, Wait};
+use super::moving;
 use crate::cyrus::dlist::Value;
 use crate::cyrus::mboxname::{MboxName, Namespace, Owner, inbox_of};
 use crate::error::{Error, Kind, Result};
@@ -58,6 +62,10 @@ pub fn rename(
     if catalog.lookup(old)?.as_ref() != Some(&path) {
         let e = Error::new(Kind::Locked, "the backup has moved meanwhile: try again");
         return Err(e.for_user(old));
+    }
+    if let Some(left) = moving::unended(catalog, &path)? {
+        let what = "a move of it was interrupted and left that: move --to PARTITION ends it first";
+        return Err(Error::new(Kind::Locked, what).at(&left).for_user(old));
     }
     // Before anything says the new name: what was erased of the one is erased of the other.
     erased::inherit(catalog.path(), now, (old, new), &mut |_| Ok(true))?;

@@ -1,15 +1,19 @@
 //! What moves leave where a backup is not: copies, and old files that could not be removed.
 //!
-//! `backups.db.moved` says of a move where to, before it is begun, and before the copy gets its name
-//! what was copied: the length and the SHA-256 of the log. A file that is that to the last byte is what was
-//! moved, whatever the backup has become since. Without such a note it must be the beginning of the
-//! log in use. Any other file is somebody's, and stays. The next move of the backup removes what is
-//! left, nothing else does.
+//! `backups.db.moved` says of a move where from and where to, before it is begun, and before the copy gets
+//! its name what was copied: the length and the SHA-256 of the log. A file that is that to the last byte is
+//! what was moved, whatever the backup has become since. Without such a note it must be the beginning of
+//! the log in use. Any other file is somebody's, and stays. The next move of the backup removes what is
+//! left, nothing else does; when nothing is, the note goes as well.
+//!
+//! What lies beside such a file was moved only if a note says that there was a move, and if the same lies
+//! beside the log in use. What lies in the folder of the log in use was left by no move.
 //!
 //! The key is the name of the log's file as it is when the backup is not deleted; the value is
-//! `<bytes> <sha256> <to>`, `0 - <to>` as long as it is being copied.
+//! `<bytes> <sha256> <n> <to> <from>` with `n` the bytes of `<to>`, `0 - <n> <to> <from>` as long as it is
+//! being copied. Older notes end in `<sha256> <to>`.
 
-use super::with;
+use super::{in_folder_of, with};
 use crate::error::{Error, Kind, Result};
 use crate::store::beside::before;
 use crate::store::catalog::Catalog;
@@ -33,18 +37,44 @@ struct Note {
     /// Length and SHA-256, once all is copied.
     copied: Option<(u64, [u8; 32])>,
     to: PathBuf,
+    from: Option<PathBuf>,
 }
 
 impl Note {
     fn parse(text: &str) -> Option<Note> {
         let mut words = text.splitn(3, ' ');
-        let (bytes, sha256, to) = (words.next()?, words.next()?, words.next()?);
+        let (bytes, sha256, paths) = (words.next()?, words.next()?, words.next()?);
         let copied = match sha256 {
             "-" => None,
             _ => Some((bytes.parse().ok()?, hex::decode(sha256.as_bytes())?)),
         };
+        let (to, from) = match paths.split_once(' ') {
+            Some((n, paths)) if n.bytes().all(|b| b.is_ascii_digit()) => {
+                let (to, from) = paths.split_at_checked(n.parse().ok()?)?;
+                (to, Some(from.strip_prefix(' ')?.into()))
+            }
+            _ => (paths, None),
+        };
         let to = to.into();
-        Some(Note { copied, to })
+        Some(Note { copied, to, from })
+    }
+
+    fn print(&self) -> String {
+        let copied = match &self.copied {
+            Some((bytes, sha256)) => format!("{bytes} {}", hex::encode(sha256)),
+            None => "0 -".into(),
+        };
+        let to = self.to.to_string_lossy();
+        match &self.from {
+            Some(from) => format!("{copied} {} {to} {}", to.len(), from.to_string_lossy()),
+            None => format!("{copied} {to}"),
+        }
+    }
+
+    /// The folders of both ends.
+    fn folders(&self) -> impl Iterator<Item = &Path> {
+        let ends = [Some(&self.to), self.from.as_ref()];
+        ends.into_iter().flatten().filter_map(|path| path.parent())
     }
 }
 
@@ -52,6 +82,7 @@ impl Note {
 pub(super) struct Trace {
     notes: Notes,
     key: String,
+    path: PathBuf,
 }
 
 impl Trace {
@@ -62,18 +93,24 @@ impl Trace {
         Trace {
             notes: Notes::beside(catalog.path(), "moved"),
             key: key.to_string_lossy().into_owned(),
+            path: path.to_owned(),
         }
     }
 
     /// Copying to a path begins. On disk when it returns, as all of these.
     pub(super) fn begun(&self, to: &Path) -> Result<()> {
-        self.notes.set(&self.key, &format!("0 - {}", to.display()))
+        self.set(to, None)
     }
 
     /// All is copied and nothing removed.
-    pub(super) fn copied(&self, to: &Path, bytes: u64, sha256: &[u8]) -> Result<()> {
-        let text = format!("{bytes} {} {}", hex::encode(sha256), to.display());
-        self.notes.set(&self.key, &text)
+    pub(super) fn copied(&self, to: &Path, bytes: u64, sha256: [u8; 32]) -> Result<()> {
+        self.set(to, Some((bytes, sha256)))
+    }
+
+    fn set(&self, to: &Path, copied: Option<(u64, [u8; 32])>) -> Result<()> {
+        let (to, from) = (to.to_owned(), Some(self.path.clone()));
+        let note = Note { copied, to, from };
+        self.notes.set(&self.key, &note.print())
     }
 
     /// Nothing is left anywhere.
@@ -85,43 +122,89 @@ impl Trace {
         let text = self.notes.get(&self.key)?;
         Ok(text.and_then(|text| Note::parse(&text)))
     }
+
+    /// Nothing is left of that move; another may have begun meanwhile.
+    fn ended(&self, note: &Note) -> Result<()> {
+        match self.note()? {
+            Some(now) if now == *note => self.done(),
+            _ => Ok(()),
+        }
+    }
 }
 
-/// Removes what earlier moves of the backup at `live` have left in folders. A file that lies in its way
-/// and is not that is an error; `Changed` if the backup is elsewhere by now.
-pub(super) fn remove_others<'a>(
-    catalog: &Catalog,
-    live: &Path,
-    folders: impl Iterator<Item = &'a Path>,
-) -> Result<()> {
+/// Removes what earlier moves of the backup at `live` have left in folders, and where they began and
+/// went. A file that lies in its way and is not that is an error; `Changed` if the backup is elsewhere by
+/// now.
+pub(super) fn remove_others(catalog: &Catalog, live: &Path, folders: &[&Path]) -> Result<()> {
     let trace = Trace::of(catalog, live);
     let note = trace.note()?;
-    let name = |path: &Path| path.file_name().unwrap_or_default().to_owned();
-    let (own, usual) = (name(live), name(&base(live)));
+    let ends = note.iter().flat_map(Note::folders);
+    let folders: Vec<&Path> = folders.iter().copied().chain(ends).collect();
+    let mut in_the_way = None;
     for folder in folders {
-        let usual = folder.join(&usual);
-        let mut found = vec![usual.clone(), folder.join(&own)];
-        if note.is_some() {
-            // It may have been deleted when it was moved, or brought back since.
-            found.extend(siblings(&usual, DELETED)?);
-            found.retain(|path| *path == usual || former::split(path).is_some());
-        }
-        found.sort();
-        found.dedup();
-        for left in found {
-            if !left.exists() || is_same(live, &left) {
-                continue;
-            }
+        for left in found_in(folder, live, note.is_some())? {
             let is_removed = remove_left(catalog, live, &left, note.as_ref())?;
-            if !is_removed && name(&left) == own {
-                return Err(Error::new(Kind::Exists, "another file lies there").at(&left));
+            if !is_removed && left.file_name() == live.file_name() {
+                in_the_way.get_or_insert(left);
             }
         }
     }
-    match note {
-        Some(note) if !is_same(&note.to, live) => remove_begun(&note.to),
-        _ => Ok(()),
+    if let Some(note) = &note {
+        if !is_same(&note.to, live) {
+            remove_begun(&note.to, live)?;
+        }
+        trace.ended(note)?;
     }
+    match in_the_way {
+        Some(path) => Err(Error::new(Kind::Exists, "another file lies there").at(&path)),
+        None => Ok(()),
+    }
+}
+
+/// What may be left of a move of the log at `live`, which is locked, where it began or went: the next
+/// move will tell. If nothing is, nothing is on record any more.
+pub fn unended(catalog: &Catalog, live: &Path) -> Result<Option<PathBuf>> {
+    let trace = Trace::of(catalog, live);
+    let Some(note) = trace.note()? else {
+        return Ok(None);
+    };
+    let entered = catalog.list()?;
+    for folder in note.folders() {
+        let found = found_in(folder, live, true)?.into_iter();
+        let mut left = found.filter(|file| entered.iter().all(|(_, path)| !is_same(path, file)));
+        if let Some(left) = left.next() {
+            return Ok(Some(left));
+        }
+    }
+    let new = with(&note.to, ".new");
+    if !is_same(&note.to, live) && new.exists() {
+        return Ok(Some(new));
+    }
+    trace.done()?;
+    Ok(None)
+}
+
+/// Files in a folder whose names a log that was moved may have: none in that of the log in use.
+fn found_in(folder: &Path, live: &Path, is_noted: bool) -> Result<Vec<PathBuf>> {
+    let own = in_folder(folder, live);
+    if is_same(live, &own) {
+        return Ok(Vec::new());
+    }
+    let usual = in_folder(folder, &base(live));
+    let mut found = vec![usual.clone(), own];
+    if is_noted {
+        // It may have been deleted when it was moved, or brought back since.
+        found.extend(siblings(&usual, DELETED)?);
+        found.retain(|path| *path == usual || former::split(path).is_some());
+    }
+    found.sort();
+    found.dedup();
+    found.retain(|path| path.exists());
+    Ok(found)
+}
+
+fn in_folder(folder: &Path, path: &Path) -> PathBuf {
+    folder.join(path.file_name().unwrap_or_default())
 }
 
 /// The path a log has when it is not deleted.
@@ -152,22 +235,21 @@ fn remove_left(catalog: &Catalog, live: &Path, left: &Path, note: Option<&Note>)
         let what = "the backup has moved meanwhile: try again";
         return Err(Error::new(Kind::Changed, what).at(live));
     }
-    let live = File::open(live).map_err(|e| Error::io("cannot open", e).at(live))?;
-    let len = |file: &File| file.metadata().map_or(0, |m| m.len());
+    let log = File::open(live).map_err(|e| Error::io("cannot open", e).at(live))?;
     let end = len(lock.file());
     let noted = note.and_then(|note| note.copied.as_ref());
     let noted = noted.filter(|(bytes, _)| *bytes == end);
-    let is_beginning = end <= len(&live);
+    let is_beginning = end <= len(&log);
     if noted.is_none() && !is_beginning {
         return Ok(false);
     }
     let sha256 = reindex::hash(lock.file(), 0, end)?;
     let is_noted = noted.is_some_and(|(_, noted)| sha256[..] == noted[..]);
-    let is_moved = is_noted || is_beginning && sha256 == reindex::hash(&live, 0, end)?;
+    let is_moved = is_noted || is_beginning && sha256 == reindex::hash(&log, 0, end)?;
     if !is_moved {
         return Ok(false);
     }
-    remove_all(left)?;
+    remove_moved(left, live, note.is_some())?;
     drop(lock);
     log::warn!(
         "left by an interrupted move, removed filename=<{}>",
@@ -176,8 +258,21 @@ fn remove_left(catalog: &Catalog, live: &Path, left: &Path, note: Option<&Note>)
     Ok(true)
 }
 
+/// Removes a log that `live` is in the place of, and its index. Of what is beside it, if it was moved, what
+/// is the same beside `live`; anything else there stays, and is named.
+pub(super) fn remove_moved(path: &Path, live: &Path, is_noted: bool) -> Result<()> {
+    remove_beside(path, |file| {
+        Ok(is_noted && are_equal(file, &in_folder_of(live, file))?)
+    })?;
+    if is_noted {
+        return remove_last(path);
+    }
+    fs::remove_file(path).map_err(|e| Error::io("cannot remove", e).at(path))?;
+    sync_folder(path)
+}
+
 /// Removes a copy that has no name yet, and what was copied with it, if nobody is at work on it.
-fn remove_begun(to: &Path) -> Result<()> {
+fn remove_begun(to: &Path, live: &Path) -> Result<()> {
     let new = with(to, ".new");
     if to.exists() || !new.exists() {
         return Ok(());
@@ -190,7 +285,8 @@ fn remove_begun(to: &Path) -> Result<()> {
         // It got its name meanwhile, and this is a compaction's.
         return Ok(());
     }
-    remove_beside(to)?;
+    // The last of it may be there in part.
+    remove_beside(to, |file| is_beginning(file, &in_folder_of(live, file)))?;
     fs::remove_file(&new).map_err(|e| Error::io("cannot remove", e).at(&new))?;
     sync_folder(to)?;
     drop(lock);
@@ -203,7 +299,11 @@ fn remove_begun(to: &Path) -> Result<()> {
 
 /// Removes what belongs to a log, then the log: as long as that is there it can be begun again.
 pub(super) fn remove_all(path: &Path) -> Result<()> {
-    remove_beside(path)?;
+    remove_beside(path, |_| Ok(true))?;
+    remove_last(path)
+}
+
+fn remove_last(path: &Path) -> Result<()> {
     // What a compaction that was killed has left.
     let new = with(path, ".new");
     if index::path_of(&new).exists() {
@@ -220,20 +320,38 @@ pub(super) fn remove_all(path: &Path) -> Result<()> {
     sync_folder(path)
 }
 
-fn remove_beside(path: &Path) -> Result<()> {
+/// Removes the index of a log, and what is kept beside it and goes with it.
+fn remove_beside(path: &Path, goes: impl Fn(&Path) -> Result<bool>) -> Result<()> {
     for file in asides(path)? {
-        fs::remove_file(&file).map_err(|e| Error::io("cannot remove", e).at(&file))?;
+        if goes(&file)? {
+            fs::remove_file(&file).map_err(|e| Error::io("cannot remove", e).at(&file))?;
+        } else {
+            let name = file.display();
+            log::warn!("beside what an interrupted move left, stays filename=<{name}>");
+        }
     }
     index::remove(&index::path_of(path))
 }
 
 /// Whether two files are the same to the last byte.
 pub(super) fn are_equal(one: &Path, other: &Path) -> Result<bool> {
+    let len = |path: &Path| fs::metadata(path).ok().map(|m| m.len());
+    Ok(len(one) == len(other) && is_beginning(one, other)?)
+}
+
+/// Whether one file is the beginning of another; false if there is no other.
+fn is_beginning(one: &Path, other: &Path) -> Result<bool> {
+    if !one.is_file() || !other.is_file() {
+        return Ok(false);
+    }
     let open = |path: &Path| File::open(path).map_err(|e| Error::io("cannot open", e).at(path));
     let (one, other) = (open(one)?, open(other)?);
-    let len = |file: &File| file.metadata().map_or(0, |m| m.len());
     let end = len(&one);
-    Ok(end == len(&other) && reindex::hash(&one, 0, end)? == reindex::hash(&other, 0, end)?)
+    Ok(end <= len(&other) && reindex::hash(&one, 0, end)? == reindex::hash(&other, 0, end)?)
+}
+
+fn len(file: &File) -> u64 {
+    file.metadata().map_or(0, |m| m.len())
 }
 
 /// What there is of a log and of all that is beside it.
@@ -277,19 +395,27 @@ mod tests {
         let catalog = Catalog::open(&dir.join("backups.db"), true);
         let trace = Trace::of(&catalog, Path::new("/b/a/anna_x.deleted.17"));
         let same = Trace::of(&catalog, Path::new("/c/a/anna_x"));
+        let from = Some(PathBuf::from("/b/a/anna_x.deleted.17"));
         let to = Path::new("/b c/a/anna_x");
         assert_eq!(trace.note().unwrap(), None);
         trace.done().unwrap();
         trace.begun(to).unwrap();
         let note = same.note().unwrap().unwrap();
         assert_eq!((note.copied, note.to.as_path()), (None, to));
-        trace.copied(to, 7, &[0xab; 32]).unwrap();
+        assert_eq!(note.from, from);
+        trace.copied(to, 7, [0xab; 32]).unwrap();
+        let begun = note;
         let note = same.note().unwrap().unwrap();
         let copied = Some((7, [0xab; 32]));
         assert_eq!((note.copied, note.to.as_path()), (copied, to));
-        same.done().unwrap();
+        assert_eq!(note.from, from);
+        trace.ended(&begun).unwrap();
+        assert!(same.note().unwrap().is_some());
+        same.ended(&note).unwrap();
         assert_eq!(trace.note().unwrap(), None);
-        for bad in ["", "7", "7 zz /b", "x ab /b"] {
+        let old = Note::parse("0 - /b c/a/anna_x").unwrap();
+        assert_eq!((old.to.as_path(), old.from), (to, None));
+        for bad in ["", "7", "7 zz /b", "x ab /b", "0 - 9 /b /c", "0 - 1 /b /c"] {
             assert_eq!(Note::parse(bad), None, "{bad}");
         }
         fs::remove_dir_all(&dir).unwrap();
