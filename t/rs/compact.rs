@@ -449,6 +449,60 @@ fn what_does_not_pay_goes_in_the_end_though_nobody_looks_before() {
     assert_eq!((late.outcome, late.expired_records), (Outcome::Done, 1));
 }
 
+/// Where one folder is kept for longer, or for ever, the edge of history is far back. What is due goes in the
+/// end all the same, and once.
+#[test]
+fn what_is_due_goes_in_the_end_where_a_folder_is_kept_for_longer() {
+    const DAY: i64 = 86_400;
+    for rule in [
+        "anna:Archive=365d",
+        "anna:Archive=forever",
+        "anna:Archive=40d",
+    ] {
+        let dir = Dir::new();
+        let mut all = Vec::new();
+        let mut backup = dir.open();
+        crate::store::deliver(&dir, &mut backup, &mut all, 200, 1_000_000);
+        let spool = all_expunged(&dir, &all[..80], &all[80..]);
+        let gone = 1_000_100;
+        backup.mailbox(&[], &spool, false, Timestamp(gone)).unwrap();
+        backup.commit().unwrap();
+        backup.finish().unwrap();
+        let rules = Retention::parse(Some(DAY), rule).unwrap();
+        let rules = rules.of(Some("anna"), None, &Namespace::default());
+        let lazy = Policy {
+            threshold: 1000,
+            ..policy()
+        };
+        let has = |guid| {
+            let reader = Reader::open(&dir.data(), Stale::Refuse).unwrap();
+            reader.index().body(guid).unwrap().is_some()
+        };
+        let (mut now, mut done, mut looks) = (gone + 10, Vec::new(), 0);
+        while now < gone + 500 * DAY {
+            let report = run(&dir, &lazy, &rules, now);
+            looks += 1;
+            if report.outcome == Outcome::Done {
+                done.push((now - gone) / DAY);
+            }
+            match report.next {
+                Some(next) => now = next.max(now + DAY),
+                None => break,
+            }
+        }
+        assert!(
+            done.first().is_some_and(|day| *day <= 33),
+            "{rule}: {done:?}"
+        );
+        assert!(
+            done.len() <= 2 && looks <= 8,
+            "{rule}: {done:?}, {looks} looks"
+        );
+        assert!(all[..80].iter().all(|m| !has(m.1)), "{rule}");
+        assert!(all[80..].iter().all(|m| has(m.1)), "{rule}");
+    }
+}
+
 /// A backup to which twenty messages were delivered, and they.
 fn twenty() -> (Dir, Backup, Vec<(u32, Guid, usize)>) {
     let dir = Dir::new();

@@ -86,11 +86,14 @@ impl Survey {
             plan.take_over(GENERATION);
         }
         let kept = times.edge().map_or(0, |edge| times.now.0 - edge);
-        // From then on, whether it pays or not.
-        let last_call = need
-            .first_expired
-            .map(|t| t.saturating_add(kept + OVERDUE.max(kept) + 1));
-        let overdue = stretches.advance.is_some() && last_call.is_some_and(|t| t <= times.now.0);
+        let ([expired_records, expired_mailboxes, expired_others], going) =
+            dropped(&need, &waste, &plan, &sealed, &stretches);
+        // From then on, whether it pays or not: what is said of it, once the edge of history is behind
+        // that, and before it mail of which more is dropped than the fifth that is copied along.
+        let call = |t: i64| t.saturating_add(kept + OVERDUE.max(kept) + 1);
+        let (last_call, going) = (need.first_expired.map(call), going.map(call));
+        let is_over = |call: Option<i64>| call.is_some_and(|t| t <= times.now.0);
+        let overdue = stretches.advance.is_some() && is_over(last_call) || is_over(going);
         let certain = overdue || policy.force && (plan.dropped + plan.rewritten > 0);
         let gauge = Gauge {
             reader,
@@ -111,8 +114,6 @@ impl Survey {
         let after = gauge.size(&plan);
         let bytes = index.meta_number("acknowledged")?.unwrap_or(0) as u64;
         let wanted = certain || plan.pays(policy.threshold, after);
-        let [expired_records, expired_mailboxes, expired_others] =
-            dropped(&need, &waste, &plan, &sealed, &stretches);
         let held = need.loss.brakes(policy.brake) && !policy.force;
         let report = Report {
             outcome: match (held, wanted) {
@@ -134,9 +135,13 @@ impl Survey {
             expired_others,
             dropped_chunks: plan.dropped,
             joined_chunks: plan.joined,
-            next: match last_call.filter(|t| *t > times.now.0) {
-                Some(t) => Some(need.next.map_or(t, |next| next.min(t))),
-                None => need.next,
+            next: {
+                let more = match is_over(last_call) && !wanted {
+                    true => advances(&sealed, &members, &stretches, times),
+                    false => None,
+                };
+                let all = [need.next, last_call, going, more].into_iter().flatten();
+                all.filter(|t| *t > times.now.0).min()
             },
             loss: need.loss,
             generation,
@@ -207,14 +212,15 @@ pub(super) type Places = HashMap<i64, Vec<u64>>;
 /// The chunks of messages that are not needed.
 type Waste = HashMap<Guid, i64>;
 
-/// How many records, mailboxes and others go if the plan is carried out.
+/// How many records, mailboxes and others go if the plan is carried out, and when the first of the messages
+/// went that do.
 fn dropped(
     need: &Need,
     waste: &Waste,
     plan: &Plan,
     chunks: &[ChunkRow],
     stretches: &Stretches,
-) -> [u64; 3] {
+) -> ([u64; 3], Option<i64>) {
     let mut goes: HashSet<i64> = chunks.iter().map(|c| c.id).collect();
     for step in &plan.steps {
         if let Step::Splice(at) = step {
@@ -228,7 +234,10 @@ fn dropped(
         None => Body::Gone,
     };
     let upto = chunks.iter().find(|c| Some(c.id) == stretches.advance);
-    need.dropped(upto.map(|c| c.last_time), &body)
+    let going = need.expired_records.iter();
+    let going = going.filter(|(guid, _)| body(guid) == Body::Goes);
+    let first = going.map(|(_, when)| *when).min();
+    (need.dropped(upto.map(|c| c.last_time), &body), first)
 }
 
 /// The members with what is needed of them, where the needed bodies are, and which are not.
@@ -289,6 +298,22 @@ fn members(
         bodies.insert(chunk.id, sum.bodies);
     }
     Ok((members, bodies, waste))
+}
+
+/// When the edge of history passes the next lines, if it ever does.
+fn advances(
+    chunks: &[ChunkRow],
+    members: &[Member],
+    stretches: &Stretches,
+    times: &Times<'_>,
+) -> Option<i64> {
+    let kept = times.now.0.checked_sub(times.history_edge()?)?;
+    let since = stretches.state.map_or(0, |s| s.1);
+    let says =
+        |(c, m): &(&ChunkRow, &Member)| c.id > since && !m.bodies_only && !m.is_about(stretches);
+    let (next, _) = chunks.iter().zip(members).find(says)?;
+    let time = next.last_time.checked_add(kept)?;
+    (time > times.now.0).then_some(time)
 }
 
 fn stretches(
