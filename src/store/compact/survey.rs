@@ -90,8 +90,10 @@ impl Survey {
             dropped(&need, &waste, &plan, &sealed, &stretches);
         // From then on, whether it pays or not: what is said of it, once the edge of history is behind
         // that, and before it mail of which more is dropped than the fifth that is copied along.
-        let call = |t: i64| t.saturating_add(kept + OVERDUE.max(kept) + 1);
-        let (last_call, going) = (need.first_expired.map(call), going.map(call));
+        let call = |t: i64, kept: i64| t.saturating_add(kept + OVERDUE.max(kept) + 1);
+        let history = times.history_edge().map_or(kept, |edge| times.now.0 - edge);
+        let last_call = need.first_expired.map(|t| call(t, history.max(kept)));
+        let going = going.map(|t| call(t, kept));
         let is_over = |call: Option<i64>| call.is_some_and(|t| t <= times.now.0);
         let overdue = stretches.advance.is_some() && is_over(last_call) || is_over(going);
         let certain = overdue || policy.force && (plan.dropped + plan.rewritten > 0);
