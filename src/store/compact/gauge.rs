@@ -166,7 +166,10 @@ impl Gauge<'_> {
             let Some((group, lines)) = groups.get(n) else {
                 continue;
             };
-            let share = left / (groups.len() - done) as u64;
+            // Less would say little: what is joined shrinks together.
+            let share = (left / (groups.len() - done) as u64)
+                .max(SAMPLE / 4)
+                .min(left);
             let mut sum = 0;
             let some = group.iter().take_while(|at| {
                 // One member may be larger than a share.

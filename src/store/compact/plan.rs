@@ -93,6 +93,8 @@ const WASTE: u64 = 5;
 const SMALL: u64 = 64 * 1024;
 /// What it is worth to be rid of a small member, in bytes, but never more than it has.
 const JOIN_GAIN: u64 = 4096;
+/// So many small members are joined although the log does not shrink by that.
+const MANY: u64 = 100;
 /// A run pays if it saves one part in this of the log.
 const PAYS: u64 = 50;
 /// And what it saves is no gain unless it is one part in this of what is written anew: the size
