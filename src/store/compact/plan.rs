@@ -124,9 +124,10 @@ impl Plan {
         let concerned = self.dropped + self.rewritten;
         let saved = self.bytes.saturating_sub(after);
         let anew = after.saturating_sub(self.spliced_bytes);
-        let gain = saved.saturating_add(self.worth);
+        let grown = after.saturating_sub(self.bytes);
+        let gain = saved.saturating_add(self.worth).saturating_sub(grown);
         concerned >= threshold.max(1)
-            && saved > anew / SURE
+            && (saved > anew / SURE || self.joined > MANY)
             && gain.saturating_mul(PAYS) >= self.bytes
     }
 }
