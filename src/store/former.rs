@@ -226,8 +226,8 @@ pub enum Settled {
     Back,
 }
 
-/// Ends a deletion that was interrupted, or the bringing back, when the file that the entry of `key` names is missing. What
-/// became of it; `None` if that is not the reason.
+/// Ends a deletion that was interrupted, or the bringing back, when the file that the entry of `key`
+/// names is missing. What became of it; `None` if that is not the reason.
 pub fn settle(
     catalog: &Catalog,
     key: &str,

@@ -167,18 +167,18 @@ fn history(seed: u64) {
 }
 
 /// COMPACT_HISTORIES=5000 for the long form, from COMPACT_FIRST on; COMPACT_SEED=N for one of them.
+pub fn each_seed(one: fn(u64)) {
+    let number = |name: &str| Some(std::env::var(name).ok()?.parse::<u64>().unwrap());
+    if let Some(seed) = number("COMPACT_SEED") {
+        return one(seed);
+    }
+    let first = number("COMPACT_FIRST").unwrap_or(1);
+    (first..first + number("COMPACT_HISTORIES").unwrap_or(25)).for_each(one);
+}
+
 #[test]
 fn compaction_leaves_the_meaning_alone() {
-    if let Ok(seed) = std::env::var("COMPACT_SEED") {
-        return history(seed.parse().unwrap());
-    }
-    let many = std::env::var("COMPACT_HISTORIES");
-    let many: u64 = many.map_or(25, |n| n.parse().unwrap());
-    let first = std::env::var("COMPACT_FIRST");
-    let first: u64 = first.map_or(1, |n| n.parse().unwrap());
-    for seed in first..first + many {
-        history(seed);
-    }
+    each_seed(history);
 }
 
 fn lived(dir: &Dir, seed: u64, steps: u32) -> i64 {

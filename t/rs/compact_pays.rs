@@ -1,6 +1,6 @@
 //! What a dry run of compaction tells is what a run does, and a run saves something.
 
-use crate::compact::{policy, run};
+use crate::compact::{each_seed, policy, run};
 use crate::history::{Dice, Life};
 use crate::keep::all_expunged;
 use crate::store::{Dir, SETTINGS, deliver, mailbox, send};
@@ -89,19 +89,9 @@ fn told(seed: u64) {
     }
 }
 
-/// COMPACT_HISTORIES=5000 for the long form; COMPACT_SEED=N for one of them.
 #[test]
 fn a_dry_run_tells_what_a_run_does() {
-    if let Ok(seed) = std::env::var("COMPACT_SEED") {
-        return told(seed.parse().unwrap());
-    }
-    let many = std::env::var("COMPACT_HISTORIES");
-    let many: u64 = many.map_or(25, |n| n.parse().unwrap());
-    let first = std::env::var("COMPACT_FIRST");
-    let first: u64 = first.map_or(1, |n| n.parse().unwrap());
-    for seed in first..first + many {
-        told(seed);
-    }
+    each_seed(told);
 }
 
 /// A body of some bytes that hardly shrink.

@@ -397,6 +397,15 @@ mod tests {
     }
 
     #[test]
+    fn many_small_ones_are_joined_unless_the_log_grows_by_more_than_that_is_worth() {
+        let members: Vec<Member> = (1..=101).map(|id| fresh(id, 3000, 2500)).collect();
+        let plan = plan(&members, &Stretches::default(), &SIZES);
+        assert_eq!((plan.joined, plan.worth), (101, 101 * 1500));
+        assert!(plan.pays(1, plan.bytes) && plan.pays(1, plan.bytes + 1500));
+        assert!(!plan.pays(1, plan.bytes + plan.worth) && !plan.pays(102, plan.bytes));
+    }
+
+    #[test]
     fn before_the_state_only_bodies_stay() {
         let members = [
             lines(1, 100),
