@@ -147,6 +147,9 @@ def interrupted(rig):
     for words in (["list"], ["stat", "fred"], ["messages", "fred"], ["search", "fred"], ["compact", "-n", "fred"]):
         said = asked(rig, *words, code=1)
         expect("delete --undo brings it back" in said, "%s says what to do" % words[0], [said])
+    for words in (["verify", "fred"], ["heal", "fred"], ["move", "--to", "default", "fred"], ["rename", "fred", "freda"]):
+        said = asked(rig, *words, code=65 if words[0] == "verify" else 1)
+        expect("delete --undo brings it back" in said, "%s says what to do" % words[0], [said])
     rig.sync("-u", "fred")
     rig.whole("fred")
     one = deleted(rig, "fred")

@@ -309,6 +309,22 @@ def deleted_previous(rig):
     expect_equal(holders("hans", held[4]), [], "logs that have it")
 
 
+@case("only a deleted backup has it: that one is named, and nothing is erased")
+def elsewhere(rig):
+    held = made(rig, "ilja", 5)
+    asked(rig, "delete", "ilja")
+    with rig.cyrus.imap("ilja") as imap:
+        imap.select("INBOX")
+        imap.expunge("4")
+    rig.cyrus.expire()
+    rig.sync("-u", "ilja")
+    said = asked(rig, "erase", "ilja", held[4], code=1)
+    expect("no body of message %s; %s has it" % (held[4], former(rig, "ilja")) in said, "where it is", [said])
+    expect(held[4] not in record(rig), "nothing is on record")
+    asked(rig, "erase", former(rig, "ilja"), held[4])
+    expect_equal(holders("ilja", held[4]), [], "logs that have it")
+
+
 @case("who goes after each backup that is named has it nowhere any more")
 def hints(rig):
     held = made(rig, "jan", 5)

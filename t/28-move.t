@@ -197,6 +197,32 @@ def held(rig):
     lone(rig, "carl")
 
 
+@case("a message is erased while its backup moves: both come to their end, and it is nowhere")
+def erased_meanwhile(rig):
+    for n in range(6):
+        user = "eras%d" % n
+        made(rig, user)
+        guid = rig.to.json("messages", user)["messages"][1]["guid"]
+        both = [["move", "-w", "--to", "two", user], ["erase", "--force", "-w", user, guid]]
+        wire = rig.to.csync()
+        try:
+            wire.command("APPLY SUB", {"USERID": user, "MBOXNAME": "user.%s.later" % user})
+            if n % 2:
+                both.reverse()
+            waiting = []
+            for words in both:
+                waiting.append(subprocess.Popen(sandbox.as_cyrus([rig.to.path, "-C", rig.to.conf] + words)))
+                time.sleep(0.2)
+            wire.command("RESTART")
+            expect_equal([p.wait(30) for p in waiting], [0, 0], "status of %s" % both)
+        finally:
+            wire.close()
+        expect_equal(place(rig, user), "two", "place")
+        lone(rig, user)
+        expect(guid not in logfile.bodies(rig.to.data_file(user)), "it is nowhere")
+        expect_equal(rig.to.tool("verify", user).code, 0, "verify")
+
+
 @case("killed at any moment: one of the two is the backup, and the next move ends it")
 def killed(rig):
     made(rig, "dora", 60, 100000)

@@ -18,7 +18,7 @@ mod whole;
 use super::args::{self, usage};
 use super::compact::policy;
 use super::output::{Out, plain};
-use super::select::{self, Select};
+use super::select::{self, Chosen, Select};
 use super::{Context, IDENT, Job, Outcome, View, say, status};
 use crate::cyrus::config::retention::UserRetention;
 use crate::cyrus::guid::Guid;
@@ -33,6 +33,9 @@ use getopts::{Matches, Options};
 use serde_json::json;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+
+/// How often it is begun anew because the backup has moved.
+const ROUNDS: u32 = 16;
 
 /// What was typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,10 +118,11 @@ struct Others<T> {
 }
 
 impl<T> Others<T> {
-    /// Asks all but that at `path`.
+    /// Asks all but that at `path`; only those of one owner, if one is given.
     fn ask(
         c: &Context,
         path: &Path,
+        owner: Option<&str>,
         mut question: impl FnMut(&Index) -> Result<Vec<T>>,
     ) -> Result<Others<T>> {
         let mut found = Others {
@@ -127,7 +131,9 @@ impl<T> Others<T> {
         };
         for (key, other) in c.catalog().list()? {
             let is_empty = std::fs::metadata(&other).is_ok_and(|m| m.len() == 0);
-            if other == path || is_empty {
+            let is_asked =
+                owner.is_none_or(|owner| former::owner_of(&key).unwrap_or(&key) == owner);
+            if other == path || is_empty || !is_asked {
                 continue;
             }
             let answer = match ask_still(&other, &mut |index, _| question(index)) {
@@ -175,6 +181,17 @@ fn in_log(args: &Args, c: &Context, key: &str, index: &Index) -> Result<HashSet<
     Ok(found)
 }
 
+/// Which of the messages have a body in a log.
+fn having(index: &Index, messages: &[Guid]) -> Result<Vec<Guid>> {
+    let mut have = Vec::new();
+    for guid in messages {
+        if index.body(*guid)?.is_some() {
+            have.push(*guid);
+        }
+    }
+    Ok(have)
+}
+
 /// Whose the record says that a message was: the owner of the backup, also of a deleted one, and whom its
 /// log names, should that be another.
 fn owners(view: &View) -> Result<Vec<String>> {
@@ -184,9 +201,28 @@ fn owners(view: &View) -> Result<Vec<String>> {
 }
 
 fn messages(args: &Args, c: &Context) -> Result<Gone> {
-    let chosen = args.select.find_one(&c.catalog(), &c.namespace)?;
+    for _ in 0..ROUNDS {
+        let chosen = args.select.find_one(&c.catalog(), &c.namespace)?;
+        match messages_of(&chosen, args, c) {
+            Err(_) if has_moved(&chosen, c)? => {}
+            done => return done,
+        }
+    }
+    Err(Error::new(Kind::Locked, "it moves all the time").for_user(args.select.first()))
+}
+
+/// Whether a backup has gone to another place since it was chosen.
+fn has_moved(chosen: &Chosen, c: &Context) -> Result<bool> {
+    let Some(key) = &chosen.key else {
+        return Ok(false);
+    };
+    let now = c.catalog().lookup(key)?;
+    Ok(now.is_some_and(|now| now != chosen.path))
+}
+
+fn messages_of(chosen: &Chosen, args: &Args, c: &Context) -> Result<Gone> {
     let path = &chosen.path;
-    let view = c.open(&chosen, c.repair())?;
+    let view = c.open(chosen, c.repair())?;
     let key = view.key.clone();
     let mut owners_then = owners(&view)?;
     let here = in_log(args, c, &key, view.index())?;
@@ -202,7 +238,12 @@ fn messages(args: &Args, c: &Context) -> Result<Gone> {
         lacking.retain(|guid| !found.contains(guid));
     }
     if let Some(guid) = lacking.first() {
-        let what = format!("no body of message {guid}");
+        let mut what = format!("no body of message {guid}");
+        let owner = former::owner_of(&key).unwrap_or(&key);
+        let elsewhere = Others::ask(c, path, Some(owner), |index| having(index, &[*guid]))?;
+        for (other, _) in elsewhere.have {
+            what.push_str(&format!("; {other} has it"));
+        }
         return Err(Error::new(Kind::NotFound, what).for_user(&key));
     }
     let (db, now) = (c.config.backup_db_path(), now());
@@ -235,7 +276,7 @@ fn messages(args: &Args, c: &Context) -> Result<Gone> {
         let owner = former::owner_of(&key).unwrap_or(&key);
         compact(path, owner, &policy, &times, &scratch)?;
     }
-    let view = c.open(&chosen, c.repair())?;
+    let view = c.open(chosen, c.repair())?;
     for guid in &args.messages {
         if view.index().body(*guid)?.is_some() {
             // It came again.
@@ -264,15 +305,7 @@ fn messages(args: &Args, c: &Context) -> Result<Gone> {
     for other in lying_about(c, owner, std::slice::from_ref(path))? {
         left.extend(other.files);
     }
-    let mut others = Others::ask(c, path, |index| {
-        let mut have = Vec::new();
-        for guid in &args.messages {
-            if index.body(*guid)?.is_some() {
-                have.push(*guid);
-            }
-        }
-        Ok(have)
-    })?;
+    let mut others = Others::ask(c, path, None, |index| having(index, &args.messages))?;
     // What is beside his other backups, live or deleted.
     for (other, its) in c.catalog().list()? {
         if its == *path || former::owner_of(&other).unwrap_or(&other) != owner {

@@ -55,7 +55,8 @@ fn work(args: &Args, c: &Context, chosen: &Chosen) -> Result<Healed> {
     };
     let wait = if args.wait { Wait::Forever } else { Wait::No };
     let key = chosen.key.clone().unwrap_or_default();
-    let mut backup = Backup::open(&chosen.path, &key, wait, Create::No, settings)?;
+    let mut backup = Backup::open(&chosen.path, &key, wait, Create::No, settings)
+        .map_err(|e| former::explain(e, &chosen.path))?;
     let mut sources = Vec::new();
     if let Some(from) = &args.from {
         let (found, failed) = copies(from, &backup, &c.namespace)?;

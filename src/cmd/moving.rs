@@ -92,6 +92,7 @@ fn one(
     let total = std::fs::metadata(&chosen.path).map_or(0, |m| m.len());
     let progress = Progress::new(&plain(&chosen.name()), total);
     to_folder(&c.catalog(), &key, way, &mut |at| progress.at(at))
+        .map_err(|e| former::explain(e, &chosen.path))
 }
 
 fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {

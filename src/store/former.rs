@@ -276,15 +276,19 @@ pub fn settle(
 
 /// What to say where the log at `path` was not found: that its deletion was not finished, if that is why.
 pub fn explain(e: Error, path: &Path) -> Error {
-    let is_it = |to: &PathBuf| split(to).is_some_and(|(before, _)| before == path);
-    match siblings(path, MARK) {
-        Ok(found) if e.kind() == Kind::NotFound && found.iter().any(is_it) => {
-            let what = "it is being deleted, or that was interrupted: delete ends it, and \
-                        delete --undo brings it back";
-            Error::new(Kind::NotFound, what).at(path)
-        }
+    match interrupted(path) {
+        Some(what) if e.kind() == Kind::NotFound => Error::new(Kind::NotFound, what).at(path),
         _ => e,
     }
+}
+
+/// That the log at `path` is missing because it is being deleted, or that was interrupted; `None` if not.
+pub fn interrupted(path: &Path) -> Option<&'static str> {
+    let is_it = |to: &PathBuf| split(to).is_some_and(|(before, _)| before == path);
+    let found = siblings(path, MARK).ok()?;
+    found.iter().any(is_it).then_some(
+        "it is being deleted, or that was interrupted: delete ends it, and delete --undo brings it back",
+    )
 }
 
 /// Brings a deleted backup back to its owner, who must have no other. Its log's path then.

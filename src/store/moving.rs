@@ -83,7 +83,8 @@ pub fn to_folder(
         }
         let to = way.folder.join(name);
         if is_same(&to, &from) {
-            let bytes = fs::metadata(&from).map_or(0, |m| m.len());
+            let there = fs::metadata(&from).map_err(|e| Error::io("cannot open", e).at(&from))?;
+            let bytes = there.len();
             return Ok(Moved {
                 to: from.clone(),
                 from,

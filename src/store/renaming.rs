@@ -18,6 +18,7 @@
 use super::backup::{Backup, Settings};
 use super::catalog::Catalog;
 use super::erased;
+use super::former;
 use super::index::Index;
 use super::line::{Line, generation, mailbox_head};
 use super::lock::{Create, Wait};
@@ -58,7 +59,8 @@ pub fn rename(
         return Err(taken());
     }
     // A log that does not name itself yet will name the new owner.
-    let mut backup = Backup::open(&path, new, wait, Create::No, settings)?;
+    let mut backup = Backup::open(&path, new, wait, Create::No, settings)
+        .map_err(|e| former::explain(e, &path))?;
     if catalog.lookup(old)?.as_ref() != Some(&path) {
         let e = Error::new(Kind::Locked, "the backup has moved meanwhile: try again");
         return Err(e.for_user(old));

@@ -13,6 +13,7 @@ mod alone;
 use super::ahead::Help;
 use super::doubt::{Loss, assess};
 use super::file::FileReader;
+use super::former;
 use super::gzip::{MemberEnd, MemberReader};
 use super::index::{self, Difference, Index, differences};
 use super::line::CHUNK_START;
@@ -123,8 +124,12 @@ fn look(path: &Path, depth: Depth, scratch: &Path, threads: usize, always: bool)
                 return alone::verify(path, scratch, threads, &e);
             }
             Err(e) if e.kind() == Kind::NotFound && !path.exists() => {
+                let what = match former::interrupted(path) {
+                    Some(what) => format!("data file is missing: {what}"),
+                    None => "data file is missing; run rescan".into(),
+                };
                 proof.findings.push(Finding {
-                    what: "data file is missing; run rescan".into(),
+                    what,
                     ..Finding::default()
                 });
             }

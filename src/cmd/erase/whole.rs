@@ -145,7 +145,7 @@ fn whole(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<(String
     );
     erased::append(&db, now, &what)?;
     if !ids.is_empty() {
-        let others = Others::ask(c, Path::new(""), |index| {
+        let others = Others::ask(c, Path::new(""), None, |index| {
             for id in &ids {
                 if index.mailbox(id)?.is_some() {
                     return Ok(vec![()]);
