@@ -321,7 +321,9 @@ def elsewhere(rig):
     said = asked(rig, "erase", "ilja", held[4], code=1)
     expect("no body of message %s; %s has it" % (held[4], former(rig, "ilja")) in said, "where it is", [said])
     expect(held[4] not in record(rig), "nothing is on record")
-    asked(rig, "erase", former(rig, "ilja"), held[4])
+    said = asked(rig, "erase", former(rig, "ilja"), held[4], code=77)
+    expect("was still in user/ilja, UID 4, when this was deleted: --force" in said, "how it goes", [said])
+    asked(rig, "erase", "--force", former(rig, "ilja"), held[4])
     expect_equal(holders("ilja", held[4]), [], "logs that have it")
 
 

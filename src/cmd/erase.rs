@@ -169,11 +169,17 @@ fn in_log(args: &Args, c: &Context, key: &str, index: &Index) -> Result<HashSet<
             };
             if row.expunged.is_none() && !args.force {
                 let name = c.admin_name(&mailbox.mboxname);
-                let what = format!(
-                    "message {guid} is still in {name}, UID {}: expunge it on the server and \
-                     sync, or --force",
-                    row.record.uid
-                );
+                let uid = row.record.uid;
+                let what = match former::is_former(key) {
+                    true => format!(
+                        "message {guid} was still in {name}, UID {uid}, when this was deleted: --force \
+                         erases it"
+                    ),
+                    false => format!(
+                        "message {guid} is still in {name}, UID {uid}: expunge it on the server and \
+                         sync, or --force"
+                    ),
+                };
                 return Err(Error::new(Kind::Denied, what).for_user(key));
             }
         }

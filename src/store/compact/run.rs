@@ -279,7 +279,7 @@ fn make(
     report.previous = previous
         .map(|(mark, number)| switch::keep(path, mark, number))
         .transpose()?;
-    switch::switch(path, &new_index)?;
+    switch::switch(path, lock.file(), &new_index)?;
     drop(old_lock);
     Ok(report)
 }

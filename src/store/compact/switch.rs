@@ -76,9 +76,16 @@ pub(super) fn keep(data: &Path, mark: &str, number: i64) -> Result<PathBuf> {
     }
 }
 
-/// Switches. `new` is a closed, synced index; the new log is synced. Both locks are held.
-pub(super) fn switch(data: &Path, new: &Path) -> Result<()> {
+/// Switches. `new` is a closed, synced index; the new log is synced. Both locks are held, `made` is the new
+/// log: if another file has its name by now, nothing is done, and that is `Locked`.
+pub(super) fn switch(data: &Path, made: &File, new: &Path) -> Result<()> {
     let log = new_path(data);
+    let fail = |e| Error::io("cannot look at", e).at(&log);
+    let (is, was) = (fs::symlink_metadata(&log), made.metadata());
+    let (is, was) = (is.map_err(fail)?, was.map_err(fail)?);
+    if (is.dev(), is.ino()) != (was.dev(), was.ino()) {
+        return Err(Error::new(Kind::Locked, "is not what was made").at(&log));
+    }
     rename(&log, data)?;
     sync_folder(data)?;
     // From here on the new log counts: whoever opens it completes what fails now.
@@ -143,6 +150,29 @@ mod tests {
         assert_eq!(fs::read(dir.join("log.7")).unwrap(), b"one");
         fs::remove_file(&data).unwrap();
         assert_eq!(keep(&data, ".", 9).unwrap_err().kind(), Kind::NotFound);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn only_what_was_made_takes_the_place() {
+        let dir = std::env::temp_dir().join(format!("cyr_backup-made-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let data = dir.join("log");
+        let (log, index) = (new_path(&data), index::path_of(&new_path(&data)));
+        for (path, text) in [(&data, "old"), (&log, "made"), (&index, "index")] {
+            fs::write(path, text).unwrap();
+        }
+        let made = File::open(&log).unwrap();
+        fs::rename(&log, dir.join("away")).unwrap();
+        let gone = switch(&data, &made, &index).unwrap_err();
+        assert_eq!(gone.kind(), Kind::NotFound);
+        fs::write(&log, "another").unwrap();
+        let other = switch(&data, &made, &index).unwrap_err();
+        assert_eq!(other.kind(), Kind::Locked);
+        assert_eq!(fs::read(&data).unwrap(), b"old");
+        fs::rename(dir.join("away"), &log).unwrap();
+        switch(&data, &made, &index).unwrap();
+        assert_eq!(fs::read(&data).unwrap(), b"made");
         fs::remove_dir_all(&dir).unwrap();
     }
 
