@@ -2,6 +2,7 @@
 """A whole backup is deleted, brought back, removed after its grace, erased; with syncs of
 the real sync_client in between, and interrupted at each step."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -310,7 +311,7 @@ def killed_at(rig, call, n, *words):
 @case("undo killed at each name that it gives: it is brought back, whatever comes next, and never removed")
 def killed_undo(rig):
     nexts = {"compact": ["compact", "-A"], "undo": ["delete", "--undo", "USER"], "expired": ["delete", "--expired"],
-             "delete": ["delete", "USER"], "sync": None}
+             "delete": ["delete", "USER"], "rescan": ["rescan", "--fix"], "sync": None}
     rig.to.write_conf(backup_delete_grace="1s")
     try:
         for n in (1, 2):
@@ -340,6 +341,87 @@ def killed_undo(rig):
                 expect("0 findings" in asked(rig, "rescan"), "all agree (%s)" % user)
     finally:
         rig.to.write_conf(backup_delete_grace="30d")
+
+
+@case("undo killed before its last step, then renamed: no trace of the deletion is left")
+def killed_undo_renamed(rig):
+    made(rig, "mara")
+    asked(rig, "delete", "mara")
+    key = deleted(rig, "mara")[0]["key"]
+    gone = rig.to.data_file(key)
+    expect(killed_at(rig, "rename,renameat,renameat2", 2, "delete", "--undo", "mara"), "undo was killed")
+    expect(key in rig.to.data_files(), "its entry as a deleted one is there still")
+    asked(rig, "rename", "mara", "marta")
+    expect_equal([k for k in rig.to.data_files() if "mar" in k], ["marta"], "entries")
+    folder, base = os.path.split(gone)
+    expect_equal([n for n in os.listdir(folder) if n.startswith(base)], [], "files of the deleted one")
+    asked(rig, "verify", "marta")
+
+
+@case("an entry without a log: it goes when its time is over, and nothing is said to be erased")
+def no_log(rig):
+    made(rig, "nora")
+    asked(rig, "delete", "nora")
+    key = deleted(rig, "nora")[0]["key"]
+    gone = rig.to.data_file(key)
+    for end in ("", ".index"):
+        os.rename(gone + end, rig.to.tree + "/nora" + end)
+    with open(gone + ".index", "w") as file:
+        sandbox.owned(file.name)
+    rig.to.write_conf(backup_delete_grace="1s")
+    try:
+        time.sleep(1.1)
+        said = asked(rig, "delete", "--expired")
+    finally:
+        rig.to.write_conf(backup_delete_grace="30d")
+    expect(key not in said and "nora" not in said, "nothing is told", [said])
+    expect(key not in rig.to.data_files() and not os.path.exists(gone + ".index"), "entry and index are gone")
+    expect("<nora> whole" not in erased_record(rig), "nothing is on record")
+
+
+@case("one that is locked when its time is over stays, and is not on record as erased")
+def locked_then(rig):
+    made(rig, "olaf")
+    asked(rig, "delete", "olaf")
+    rig.to.write_conf(backup_delete_grace="1s")
+    try:
+        time.sleep(1.1)
+        with open(deleted(rig, "olaf")[0]["path"], "r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            expect("locked: held by" in asked(rig, "compact", "-A", code=1), "who has it")
+        expect("<olaf> whole" not in erased_record(rig), "nothing is on record")
+        asked(rig, "delete", "--undo", "olaf")
+    finally:
+        rig.to.write_conf(backup_delete_grace="30d")
+    rig.whole("olaf")
+
+
+@case("a clock that is slow does not shorten the time of grace")
+def slow_clock(rig):
+    made(rig, "paul")
+    path = rig.to.data_file("paul")
+    # What was written to last by a clock that is right is ahead of one that is slow.
+    later = int(time.time()) + 40 * 86400
+    os.utime(path, (later, later))
+    asked(rig, "delete", "paul")
+    expect_equal(deleted(rig, "paul")[0]["deleted"], later, "from when on it is kept")
+    made(rig, "pina")
+    tool = ["/usr/lib/cyrus/bin/cyr_dbtool", "-C", rig.to.conf, "-n", rig.to.tree + "/conf/backups.db.compacted", "twoskip"]
+    asked(rig, "compact", "-A")
+    run_command(tool + ["set", "%RAN", str(later)])
+    try:
+        asked(rig, "delete", "pina")
+    finally:
+        run_command(tool + ["delete", "%RAN"])
+    expect_equal(deleted(rig, "pina")[0]["deleted"], later, "from when on it is kept")
+
+
+def erased_record(rig):
+    path = rig.to.tree + "/conf/backups.db.erased"
+    if not os.path.exists(path):
+        return ""
+    with open(path) as file:
+        return file.read()
 
 
 run(setup, Rig.close)

@@ -195,7 +195,9 @@ def killed(rig):
         ended = killed_at(rig, n, "erase", user, held[2])
         expect("message=%s begun" % held[2] in record(rig) or not ended and holders(user, held[2]), "begun is on record (%d)" % n)
         again = rig.to.tool("erase", user, held[2])
-        expect(again.code == 0 or "no body" in again.err, "run again (%d)" % n, [str(again)])
+        was_done = "message=%s previous=" % held[2] in record(rig)
+        expect(again.code == 0 or ended and "no body" in again.err, "run again (%d)" % n, [str(again)])
+        expect(was_done, "its end is on record (%d)" % n)
         expect_equal(holders(user, held[2]), [], "logs that have it (%d)" % n)
         expect("message=%s" % held[2] in record(rig), "on record (%d)" % n)
         rig.to.tool("erase", "--whole", user)
@@ -203,6 +205,24 @@ def killed(rig):
         if ended:
             break
     expect(ended, "it came to its end at last")
+
+
+@case("killed when the body is gone already: the same call ends it, and says what it would have said")
+def killed_behind(rig):
+    held = made(rig, "tristan", 4)
+    path = rig.to.data_file("tristan")
+    with open(path + ".damaged.1795442465123", "w") as file:
+        file.write("mail")
+    for n in range(1, 20):
+        expect(not killed_at(rig, n, "erase", "--force", "tristan", held[2]), "it is killed (%d)" % n)
+        if not holders("tristan", held[2]):
+            break
+    expect_equal(holders("tristan", held[2]), [], "logs that have it")
+    expect("message=%s previous" % held[2] not in record(rig), "its end is not on record")
+    said = asked(rig, "erase", "--force", "tristan", held[2])
+    expect("may hold them still: " + path + ".damaged.1795442465123" in said, "what is left", [said])
+    expect("message=%s previous=0" % held[2] in record(rig), "its end is on record")
+    expect("no body" in asked(rig, "erase", "--force", "tristan", held[2], code=1), "and not twice")
 
 
 @case("of a whole backup: killed at each removal, run again nothing is left and nothing comes back")

@@ -608,6 +608,55 @@ def killed_and_renamed(rig):
     agree(rig)
 
 
+@case("killed, then a message is erased: no move carries it back, and a strange file is no part of the backup")
+def killed_and_erased(rig):
+    rig.to.write_conf(backup_keep_previous="yes", backup_retention="1s", backup_compact_brake="0")
+    try:
+        made(rig, "petra")
+        guid = rig.to.json("messages", "petra")["messages"][0]["guid"]
+        with rig.cyrus.imap("petra") as imap:
+            imap.select("INBOX")
+            imap.expunge("1")
+        rig.sync("-u", "petra")
+        time.sleep(2.1)
+        expect_equal(rig.to.tool("compact", "-F", "petra").code, 0, "compact")
+        path = rig.to.data_file("petra")
+        [old] = [f for f in files_of(rig, "petra") if f.startswith(path + ".1")]
+        expect(guid in logfile.bodies(old) and guid not in logfile.bodies(path), "a previous log alone has it")
+        new = TWO + "/p/" + os.path.basename(path)
+        traced(rig, "move", "--to", "two", "petra", inject="rename,renameat,renameat2:signal=KILL:when=1", only=new + ".new")
+        copy = new + old[len(path):]
+        expect(os.path.exists(copy), "a copy of it is made")
+        with open(copy, "rb") as file:
+            held = file.read()
+        done = rig.to.tool("erase", "petra", guid)
+        expect(done.code == 0 and "may hold" not in done.out, "erase", [str(done)])
+        lone(rig, "petra")
+        # Somebody puts it there again.
+        put(copy, held)
+        said = move(rig, "petra", "two", code=1)
+        expect("lies there: remove it" in said and copy in said, "it is named", [said])
+        expect_equal(place(rig, "petra"), "default", "place")
+        os.unlink(copy)
+        move(rig, "petra", "two")
+        lone(rig, "petra")
+    finally:
+        rig.to.write_conf(backup_keep_previous="no", backup_retention="7d", backup_compact_brake="50")
+
+
+@case("undo killed before its last step, then moved: no trace of the deletion is left")
+def killed_undo(rig):
+    made(rig, "quirin")
+    expect_equal(rig.to.tool("delete", "quirin").code, 0, "delete")
+    key = [b["key"] for b in rig.to.json("list", "--deleted")["backups"] if b["userid"] == "quirin"][0]
+    traced(rig, "delete", "--undo", "quirin", inject="rename,renameat,renameat2:signal=KILL:when=2")
+    expect(key in rig.to.data_files(), "its entry as a deleted one is there still")
+    move(rig, "quirin", "two")
+    expect(key not in rig.to.data_files(), "and goes")
+    lone(rig, "quirin")
+    rig.whole("quirin")
+
+
 @case("killed, and nothing is left: renamed as ever, and nothing is on record")
 def gone_and_renamed(rig):
     made(rig, "olaf")

@@ -5,7 +5,7 @@ use super::Context;
 use crate::error::{Error, Kind, Result};
 use crate::store::clock::{Ran, SETTLED, Uptime, Verdict, limit};
 use crate::sys::clock::uptime;
-use crate::util::time::{Timestamp, iso};
+use crate::util::time::{Timestamp, iso, now};
 use getopts::Options;
 
 /// The option by which a clock is believed at once.
@@ -27,6 +27,16 @@ pub enum Look {
     Right,
 }
 
+/// From when on what is deleted now is kept: not before the last run that removed by the clock, in case that
+/// is slow now.
+pub fn kept_from(c: &Context) -> Timestamp {
+    let ran = c.compacted().ran().unwrap_or_else(|e| {
+        log::warn!("the last run is not known: {e}");
+        None
+    });
+    now().max(Timestamp(ran.map_or(i64::MIN, |ran| ran.time)))
+}
+
 /// Looks at the clock. `None`: it is believed. Else why not, of kind `Denied`.
 pub fn check(c: &Context, now: Timestamp, look: Look) -> Result<Option<Error>> {
     let notes = c.compacted();
@@ -40,7 +50,7 @@ pub fn check(c: &Context, now: Timestamp, look: Look) -> Result<Option<Error>> {
     let noted = match (look, &verdict) {
         (Look::Dry, _) => Ok(()),
         (_, Verdict::Believed) => notes.believe(&Ran { time, up }),
-        (_, Verdict::Doubted(doubt)) => notes.doubt(doubt),
+        (_, Verdict::Doubted(doubt) | Verdict::Behind(doubt)) => notes.doubt(doubt),
     };
     if let Err(e) = noted {
         log::warn!("cannot remember this run: {e}");

@@ -305,6 +305,12 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         }
         _ => {}
     }
+    for (key, near) in c.config.unknown_backup_options() {
+        // What has no name near is another program's.
+        if let Some(near) = near {
+            log::warn!("imapd.conf: {key} is no option: is {near} meant?");
+        }
+    }
     priority::lower();
     crate::store::verify::clean(&c.config.backup_staging_path());
     let last = |chosen: &Chosen| Some(work.seen.get(chosen.key.as_ref()?)?.tried);

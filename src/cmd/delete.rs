@@ -101,7 +101,15 @@ fn delete(keys: &[String], c: &Context, wait: Wait) -> Result<Done> {
         level: c.config.backup_ingest_level(),
         chunk_max: c.config.backup_chunk_max(),
     };
-    former::delete(&catalog, key, wait, settings, &c.namespace, now()).map(Done::Deleted)
+    former::delete(
+        &catalog,
+        key,
+        wait,
+        settings,
+        &c.namespace,
+        clock::kept_from(c),
+    )
+    .map(Done::Deleted)
 }
 
 fn undo(keys: &[String], c: &Context, wait: Wait) -> Result<Done> {

@@ -27,7 +27,7 @@ use crate::store::compact::need::Times;
 use crate::store::compact::{Policy, compact};
 use crate::store::index::Index;
 use crate::store::reader::{Reader, Stale, ask_still};
-use crate::store::{beside, erased, former, orphan};
+use crate::store::{beside, erased, former, moving, orphan};
 use crate::util::time::now;
 use getopts::{Matches, Options};
 use serde_json::json;
@@ -234,8 +234,18 @@ fn messages_of(chosen: &Chosen, args: &Args, c: &Context) -> Result<Gone> {
     let here = in_log(args, c, &key, view.index())?;
     drop(view);
     let scratch = c.config.backup_staging_path();
-    let mut lacking = args.messages.clone();
-    lacking.retain(|guid| !here.contains(guid));
+    let db = c.config.backup_db_path();
+    let mut lacking = Vec::new();
+    for guid in args.messages.iter().filter(|guid| !here.contains(guid)) {
+        let mut is_begun = false;
+        for owner in &owners_then {
+            is_begun |= erased::is_begun(&db, owner, *guid)?;
+        }
+        // One that was begun, and interrupted when the body was gone, is ended.
+        if !is_begun {
+            lacking.push(*guid);
+        }
+    }
     for log in beside::beside(path)?.previous {
         if lacking.is_empty() {
             break;
@@ -252,7 +262,11 @@ fn messages_of(chosen: &Chosen, args: &Args, c: &Context) -> Result<Gone> {
         }
         return Err(Error::new(Kind::NotFound, what).for_user(&key));
     }
-    let (db, now) = (c.config.backup_db_path(), now());
+    // What a move has left would come back with the next one.
+    if chosen.key.is_some() {
+        moving::end(&c.catalog(), path)?;
+    }
+    let now = now();
     let of = match former::is_former(&key) {
         true => format!(" key=<{key}>"),
         false => String::new(),
@@ -299,6 +313,9 @@ fn messages_of(chosen: &Chosen, args: &Args, c: &Context) -> Result<Gone> {
         Some(key) => Ok(c.catalog().lookup(key)?.as_ref() == Some(path)),
         None => Ok(true),
     })?;
+    if chosen.key.is_some() {
+        moving::end(&c.catalog(), path)?;
+    }
     for owner in &owners_then {
         for guid in &args.messages {
             let n = removed.len();

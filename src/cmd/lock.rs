@@ -13,6 +13,7 @@ use super::select::Select;
 use super::{Context, Job, Outcome, say, status};
 use crate::error::{Error, Kind, Result};
 use crate::store::backup::{Backup, Settings};
+use crate::store::former;
 use crate::store::index;
 use crate::store::lock::{Create, DataLock, Wait};
 use crate::sys::child;
@@ -96,7 +97,8 @@ fn hold(args: &Args, c: &Context, path: &Path, key: &str) -> Result<DataLock> {
         level: c.config.backup_ingest_level(),
         chunk_max: c.config.backup_chunk_max(),
     };
-    Backup::open(path, key, wait, create, settings)?.into_lock()
+    let backup = Backup::open(path, key, wait, create, settings);
+    backup.map_err(|e| former::explain(e, path))?.into_lock()
 }
 
 fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {

@@ -11,6 +11,7 @@ use super::select::{self, Chosen, Select};
 use super::{Context, Job, Outcome, status};
 use crate::error::{Kind, Result};
 use crate::store::backup::{Backup, Settings};
+use crate::store::former;
 use crate::store::index::Totals;
 use crate::store::lock::Wait;
 use crate::util::progress::Progress;
@@ -66,7 +67,8 @@ fn work(args: &Args, c: &Context, chosen: &Chosen) -> Result<Done> {
     let total = size(&chosen.path).unwrap_or(0);
     let progress = Progress::new(&plain(&chosen.name()), total);
     let watch = Box::new(move |at| progress.at(at));
-    let backup = Backup::reindex(&chosen.path, &key, wait, settings, args.jobs, watch)?;
+    let backup = Backup::reindex(&chosen.path, &key, wait, settings, args.jobs, watch)
+        .map_err(|e| former::explain(e, &chosen.path))?;
     let index = backup.index();
     let mut marks = Vec::new();
     for (uniqueid, _, why) in index.marks()? {

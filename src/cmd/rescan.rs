@@ -7,10 +7,12 @@ use super::output::{Out, plain};
 use super::{Context, Job, Outcome};
 use crate::error::{Error, Kind, Result};
 use crate::store::catalog::Catalog;
+use crate::store::former::{self, Settled};
 use crate::store::rescan::{Finding, What, apply, entries, plan as compare, set_aside, walk};
 use crate::util::time::now_ms;
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 /// What was typed.
@@ -50,6 +52,10 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         return Err(Error::new(Kind::Config, "no backuppartition-NAME is set"));
     }
     let catalog = Catalog::open(&db, args.fix);
+    let (mut settled, unsettled) = match args.fix {
+        true => settle(&catalog, c),
+        false => Default::default(),
+    };
     let mut walked = walk(&partitions, &c.namespace);
     let known = match entries(&catalog, &c.namespace, &mut walked) {
         Err(e) if e.kind() == Kind::Damaged => {
@@ -68,6 +74,20 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         c.complain("rescan", e);
     }
     let mut findings = compare(&walked.logs, &known);
+    for found in findings.iter_mut().filter(|f| f.what == What::Missing) {
+        if let Some(what) = former::interrupted(&found.path) {
+            found.why = Some(what.into());
+        }
+        if found
+            .key
+            .as_ref()
+            .is_some_and(|key| unsettled.contains(key))
+        {
+            found.change = None;
+        }
+    }
+    settled.append(&mut findings);
+    findings = settled;
     if args.fix {
         apply(&catalog, &mut findings)?;
     }
@@ -96,6 +116,39 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         true => c.outcome(),
         false => Outcome::Partly,
     })
+}
+
+/// Ends deletions, and what brought backups back, where that was interrupted: what was ended, and whose could
+/// not be. What does not read is told by the comparison.
+fn settle(catalog: &Catalog, c: &Context) -> (Vec<Finding>, HashSet<String>) {
+    let (mut done, mut failed) = (Vec::new(), HashSet::new());
+    for (key, path) in catalog.list().unwrap_or_default() {
+        if path.exists() || former::is_former(&key) {
+            continue;
+        }
+        match former::settle(catalog, &key, &path, &c.namespace) {
+            Ok(None) => {}
+            Ok(Some(settled)) => {
+                let why = match settled {
+                    Settled::Deleted(former) => format!("deleted, as was begun: {}", former.key),
+                    Settled::Back => "brought back, as was begun".into(),
+                };
+                done.push(Finding {
+                    what: What::Missing,
+                    key: Some(key),
+                    path,
+                    why: Some(why),
+                    change: None,
+                    fixed: true,
+                });
+            }
+            Err(e) => {
+                c.complain(&key, &e);
+                failed.insert(key);
+            }
+        }
+    }
+    (done, failed)
 }
 
 fn word(what: What) -> &'static str {

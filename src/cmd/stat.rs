@@ -138,6 +138,9 @@ fn text(row: &Value, out: &mut Out) -> Result<()> {
         let value = match value {
             Value::String(text) => plain(text),
             Value::Null => number(None::<u8>),
+            value if key == "held" && value.is_object() => {
+                format!("{} of {} messages", value["messages"], value["of"])
+            }
             value if TIMES.contains(&key.as_str()) => when(value.as_i64()),
             value => value.to_string(),
         };

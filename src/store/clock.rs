@@ -85,6 +85,9 @@ pub enum Verdict {
     Believed,
     /// They may not; what is to be noted.
     Doubted(Doubt),
+    /// They may, by a clock that is behind the last run: one of the two was wrong. That is noted like a doubt,
+    /// and the last run stays what it was until the clock has gone on from there.
+    Behind(Doubt),
 }
 
 /// By how many seconds the clock may be ahead of the last run, if `kept` is the retention.
@@ -101,6 +104,16 @@ pub fn judge(
     up: Option<&Uptime>,
     limit: i64,
 ) -> Verdict {
+    let doubt = doubt.filter(|d| d.time <= now);
+    if let Some(ran) = ran.map(|ran| ran.time).filter(|ran| now < *ran) {
+        return match doubt.filter(|d| d.ran == ran) {
+            Some(before) if now.saturating_sub(before.time) >= SETTLED => Verdict::Believed,
+            before => {
+                let (time, times) = (now, 0);
+                Verdict::Behind(before.unwrap_or(Doubt { time, ran, times }))
+            }
+        };
+    }
     let is_ahead = |ran: &&Ran| now.saturating_sub(ran.time).saturating_sub(ran.passed(up)) > limit;
     let Some(ran) = ran.filter(is_ahead).map(|ran| ran.time) else {
         return Verdict::Believed;
@@ -109,7 +122,7 @@ pub fn judge(
         let time = now;
         Verdict::Doubted(Doubt { time, ran, times })
     };
-    let Some(before) = doubt.filter(|d| d.ran == ran && d.time <= now) else {
+    let Some(before) = doubt.filter(|d| d.ran == ran && d.time >= ran) else {
         return doubted(1);
     };
     match now.saturating_sub(before.time) {
@@ -161,6 +174,10 @@ mod tests {
                     assert_eq!(Doubt::parse(&new.print()), Some(new));
                     doubt = Some(new);
                 }
+                Verdict::Behind(new) => {
+                    out.push(now);
+                    doubt = Some(new);
+                }
             }
         }
         out
@@ -170,7 +187,18 @@ mod tests {
     fn a_night_that_is_late_or_left_out_is_no_reason() {
         let nights = [0, DAY + 3600, 2 * DAY, 5 * DAY, 5 * DAY + 60];
         assert_eq!(believed(&nights), nights);
-        // Put back, too.
+        // Put back, too; and one bad night says nothing of the next.
+        assert_eq!(
+            believed(&[50 * DAY, DAY, 51 * DAY]),
+            [50 * DAY, DAY, 51 * DAY]
+        );
+        let again = [50 * DAY, DAY, DAY + 60, 51 * DAY, 99 * DAY];
+        assert_eq!(believed(&again), again[..4]);
+        // After two it is the clock.
+        assert_eq!(
+            believed(&[50 * DAY, DAY, 2 * DAY, 51 * DAY]),
+            [50 * DAY, DAY, 2 * DAY]
+        );
         assert_eq!(believed(&[9 * DAY, DAY, 2 * DAY]), [9 * DAY, DAY, 2 * DAY]);
     }
 

@@ -113,9 +113,14 @@ impl Compacted {
             .collect())
     }
 
+    /// The last run that removed by the clock.
+    pub fn ran(&self) -> Result<Option<Ran>> {
+        Ok(self.0.get(RAN)?.and_then(|text| Ran::parse(&text)))
+    }
+
     /// Judges the clock by the last run.
     pub fn judge(&self, now: i64, up: Option<&Uptime>, limit: i64) -> Result<Verdict> {
-        let ran = self.0.get(RAN)?.and_then(|text| Ran::parse(&text));
+        let ran = self.ran()?;
         let doubt = self.0.get(DOUBT)?.and_then(|text| Doubt::parse(&text));
         Ok(judge(ran.as_ref(), doubt, now, up, limit))
     }

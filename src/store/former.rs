@@ -10,8 +10,12 @@
 //!
 //! Bringing back, refused once the owner has a new backup, is three steps: the owner's entry is added, the
 //! files get their name again, the entry as a deleted one goes. So an interruption of it can be told
-//! from one of a deletion, and is settled as brought back. Removal unlinks what is beside the log first, the
-//! log after that, the entry last, and so can be begun again.
+//! from one of a deletion, and is settled as brought back; [`finish`] does the last one, before a backup gets
+//! another path or owner. Removal unlinks what is beside the log first, the log after that, the entry last, and
+//! so can be begun again.
+//!
+//! A clock that is slow when a backup is deleted must not shorten its grace: the time in its name is never
+//! before the log was written to last.
 //!
 //! Fails with `Locked`, `NotFound`, `Exists`, `Io` and the kinds of the catalogue.
 
@@ -29,6 +33,7 @@ use crate::util::time::Timestamp;
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -148,7 +153,8 @@ fn id_of(index: Option<&Index>, path: &Path, ns: &Namespace) -> String {
         .unwrap_or_else(|| "unknown".into())
 }
 
-/// Deletes a backup: it is no longer its owner's. Waits for its lock as told.
+/// Deletes a backup: it is no longer its owner's. Waits for its lock as told. `now` is the time from which on
+/// it is kept, at the least.
 pub fn delete(
     catalog: &Catalog,
     key: &str,
@@ -182,7 +188,10 @@ pub fn delete(
         Err(e) => return Err(e.for_user(key)),
     };
     still(catalog, key, &path)?;
-    let mut time = now.0;
+    finish(catalog, key, &path)?;
+    let written = lock.file().metadata();
+    let written = written.map_err(|e| Error::io("cannot look at", e).at(&path))?;
+    let mut time = now.0.max(written.mtime());
     let to = loop {
         let to = with(&path, &format!("{MARK}{time}"));
         let taken = to.try_exists();
@@ -342,12 +351,13 @@ fn in_place(catalog: &Catalog, former: &Former) -> Result<Option<PathBuf>> {
     Ok(owner.filter(|now| *now == path))
 }
 
+fn is_there(path: &Path) -> Result<bool> {
+    let is_there = path.try_exists();
+    is_there.map_err(|e| Error::io("cannot look at", e).at(path))
+}
+
 /// The steps of bringing back after the first; its lock is held.
 fn bring_back(catalog: &Catalog, former: &Former, path: &Path) -> Result<()> {
-    let is_there = |path: &Path| {
-        let is_there = path.try_exists();
-        is_there.map_err(|e| Error::io("cannot look at", e).at(path))
-    };
     if is_there(&former.path)? {
         rename_both(&former.path, path)?;
     } else if is_there(&index::path_of(path))? {
@@ -369,8 +379,21 @@ fn bring_back(catalog: &Catalog, former: &Former, path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Does the last step of bringing back the backup of `owner` at `path`, which is locked, should that have
+/// been interrupted before it.
+pub fn finish(catalog: &Catalog, owner: &str, path: &Path) -> Result<()> {
+    for former in list(catalog, Some(owner))? {
+        let is_it = split(&former.path).is_some_and(|(before, _)| before == path);
+        if is_it && !is_there(&former.path)? {
+            bring_back(catalog, &former, path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes for good the deleted backups whose time of grace is over; hands each to `tell`. One that
-/// fails does not keep the others. Each is on record before it goes.
+/// fails does not keep the others. Each is on record before it goes. A bringing back that was interrupted is
+/// ended first, and an entry of which there is no log goes without a word.
 pub fn expire(
     catalog: &Catalog,
     grace: Duration,
@@ -379,34 +402,44 @@ pub fn expire(
 ) -> Result<()> {
     let grace = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
     for former in list(catalog, None)? {
+        if let Some(path) = in_place(catalog, &former)? {
+            match undo(catalog, &former, Wait::No) {
+                // Somebody is at it, or a sync is at work in it: another time.
+                Err(e) if e.kind() == Kind::Locked => {}
+                Err(e) => tell(&former, Err(e.at(&path)))?,
+                Ok(_) => {}
+            }
+            continue;
+        }
         let Some(deleted) = former.deleted else {
             continue;
         };
-        if deleted.0.saturating_add(grace) <= now.0 {
-            if let Some(path) = in_place(catalog, &former)? {
-                // It is being brought back, or that was interrupted.
-                undo(catalog, &former, Wait::No)
-                    .map(|_| ())
-                    .or_else(|e| tell(&former, Err(e.at(&path))))?;
-                continue;
-            }
-            let record = erased::whole(catalog.path(), now, &former.owner, deleted, "expired");
-            tell(
-                &former,
-                record.and_then(|()| remove(catalog, &former, Wait::No)),
-            )?;
+        if deleted.0.saturating_add(grace) > now.0 {
+            continue;
+        }
+        let record = || erased::whole(catalog.path(), now, &former.owner, deleted, "expired");
+        let removed = remove(catalog, &former, Wait::No, &record);
+        if !matches!(&removed, Ok(removed) if removed.files.is_empty()) {
+            tell(&former, removed)?;
         }
     }
     Ok(())
 }
 
-/// Removes a deleted backup for good, with all that was kept beside its log.
-pub fn remove(catalog: &Catalog, former: &Former, wait: Wait) -> Result<Removed> {
+/// Removes a deleted backup for good, with all that was kept beside its log. `record` is called before
+/// anything goes, if there is a log.
+pub fn remove(
+    catalog: &Catalog,
+    former: &Former,
+    wait: Wait,
+    record: &dyn Fn() -> Result<()>,
+) -> Result<Removed> {
     let path = &former.path;
     let mut removed = Removed::default();
     match DataLock::acquire(path, wait, Create::No) {
         Ok(lock) => {
             still(catalog, &former.key, path)?;
+            record()?;
             let mut files = siblings(path, "")?;
             if let Some((before, _)) = split(path) {
                 // Damaged copies and the like were named after the log before it was deleted. If
@@ -426,7 +459,10 @@ pub fn remove(catalog: &Catalog, former: &Former, wait: Wait) -> Result<Removed>
             sync_folder(path)?;
             drop(lock);
         }
-        Err(e) if e.kind() == Kind::NotFound && path.parent().is_some_and(Path::is_dir) => {}
+        Err(e) if e.kind() == Kind::NotFound && path.parent().is_some_and(Path::is_dir) => {
+            // It went already, or is elsewhere: its index has no use.
+            index::remove(&index::path_of(path))?;
+        }
         Err(e) => return Err(e.for_user(&former.key)),
     }
     catalog.remove(&former.key)?;

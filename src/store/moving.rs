@@ -17,14 +17,15 @@ mod left;
 
 use super::backup::{Backup, Settings};
 use super::catalog::Catalog;
+use super::former;
 use super::index::{self, ChunkRow};
 use super::lock::{Create, DataLock, Wait};
 use super::reader::{Reader, Stale};
 use super::reindex;
 use crate::error::{Error, Kind, Result};
 use crate::sys::fs::sync_folder;
-pub use left::unended;
 use left::{Trace, all_of, are_equal, asides, is_same, remove_all, remove_moved, remove_others};
+pub use left::{end, unended};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -189,7 +190,14 @@ impl Copy<'_> {
 
     /// Copies of what is kept beside the log: damaged ones, previous ones, old indexes.
     fn asides(&mut self, from: &Path, to: &Path) -> Result<()> {
-        for file in asides(from)? {
+        let kept = asides(from)?;
+        // What lies there would be of this backup from then on, and may be what was erased of it.
+        let is_kept = |there: &PathBuf| kept.iter().any(|f| in_folder_of(to, f) == *there);
+        if let Some(strange) = asides(to)?.iter().find(|there| !is_kept(there)) {
+            let what = "a file that is not beside the log lies there: remove it, or move it away";
+            return Err(Error::new(Kind::Exists, what).at(strange));
+        }
+        for file in kept {
             let copy = in_folder_of(to, &file);
             if copy.exists() && !are_equal(&file, &copy)? {
                 return Err(Error::new(Kind::Exists, "another file lies there").at(&copy));
@@ -211,6 +219,7 @@ impl Copy<'_> {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Option<Moved>> {
         let backup = Backup::open(from, key, way.wait, Create::No, way.settings)?;
+        former::finish(catalog, key, from)?;
         let chunks = backup.index().chunks()?;
         let lock = backup.into_lock()?;
         let fail = |e| Error::io("cannot look at", e).at(from);

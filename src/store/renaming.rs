@@ -65,6 +65,7 @@ pub fn rename(
         let e = Error::new(Kind::Locked, "the backup has moved meanwhile: try again");
         return Err(e.for_user(old));
     }
+    former::finish(catalog, old, &path)?;
     if let Some(left) = moving::unended(catalog, &path)? {
         let what = "a move of it was interrupted and left that: move --to PARTITION ends it first";
         return Err(Error::new(Kind::Locked, what).at(&left).for_user(old));

@@ -39,6 +39,11 @@ fn right(told: &Report, done: &Report, why: &str) {
     let off = told.bytes_after.abs_diff(done.bytes_after);
     let few = (done.bytes_after / 4).max(2000);
     assert!(off <= few, "{why}: off by {off}: {told:?} {done:?}");
+    let off = told.chunks_after.abs_diff(done.chunks_after);
+    assert!(
+        off <= 1 + done.chunks_after / 4,
+        "{why}: chunks: {told:?} {done:?}"
+    );
     let expired = |r: &Report| (r.expired_records, r.expired_mailboxes, r.expired_others);
     assert_eq!(expired(told), expired(done), "{why}");
 }

@@ -2,6 +2,7 @@
 
 use super::{Args, Others, lying_about, names, tell_left, tell_unasked};
 use crate::cmd::args::usage;
+use crate::cmd::clock;
 use crate::cmd::output::{Out, plain};
 use crate::cmd::select::Select;
 use crate::cmd::{Context, Outcome, say, status};
@@ -94,7 +95,14 @@ fn whole(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<(String
     for key in keys.iter().filter(|key| !former::is_former(key)) {
         if catalog.lookup(key)?.is_some() {
             // Out of use first: what is interrupted from here on is at least deleted.
-            former::delete(&catalog, key, wait, c.settings(), &c.namespace, now())?;
+            former::delete(
+                &catalog,
+                key,
+                wait,
+                c.settings(),
+                &c.namespace,
+                clock::kept_from(c),
+            )?;
             owner = Some(key.clone());
             break;
         }
@@ -131,7 +139,7 @@ fn whole(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<(String
         .collect();
     let mut done = Erased::default();
     for former in &formers {
-        done.add(&former::remove(&catalog, former, wait)?);
+        done.add(&former::remove(&catalog, former, wait, &|| Ok(()))?);
     }
     for log in lying_about(c, &owner, &known)? {
         match log.is_his && is_all {

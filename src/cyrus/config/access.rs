@@ -52,6 +52,10 @@ pub(super) fn check(config: &mut Config) -> Result<()> {
         return fail("defaultpartition holds other than letters and digits".into());
     }
     retention(config)?;
+    // Elsewhere less than 0 is for ever; here it would be no grace at all.
+    if config.secs(Opt::BackupDeleteGrace) < 0 {
+        return fail("backup_delete_grace is negative".into());
+    }
     let mut warnings = Vec::new();
     if let Some(group) = config.admins().iter().find(|id| id.starts_with("group:")) {
         warnings.push(format!("admins: {group} is ignored: name each id"));
@@ -70,6 +74,10 @@ pub(super) fn check(config: &mut Config) -> Result<()> {
                 warnings.push(format!("backuppartition-{a} lies in backuppartition-{b}"));
             }
         }
+    }
+    for (key, near) in config.unknown_backup_options() {
+        let meant = near.map_or(String::new(), |near| format!(": is {near} meant?"));
+        warnings.push(format!("{key} is no option{meant}"));
     }
     config.warnings.append(&mut warnings);
     Ok(())
@@ -413,6 +421,9 @@ mod tests {
         assert_eq!(c.backup_retention(), None);
         assert_eq!((c.umask(), c.backup_rename()), (0o27, Rename::Reject));
         assert_eq!(config("backup_retention: -1\n").backup_retention(), None);
+        let grace = "configdirectory: /c\nbackup_delete_grace: -1\n";
+        let e = Config::from_text(grace, "x").unwrap_err();
+        assert!(e.to_string().contains("backup_delete_grace is negative"));
     }
 
     #[test]

@@ -208,7 +208,7 @@ impl Config {
         };
         self.other
             .keys()
-            .filter(|key| !is_known_suffix(key))
+            .filter(|key| !is_known_suffix(key) && !key.starts_with("backuppartition-"))
             .filter_map(|key| {
                 let (name, distance) = TABLE
                     .iter()
@@ -304,6 +304,7 @@ mod tests {
         let c = config(
             "backup_retension: 1\nbackup_quux_frobnicator: 1\nbackup_sync_timeout: 1m\n\
              bakup_drain: 1\nbackup_lock_wiat: 1\nunrelated: 1\nbackuppartition-a: /a\n\
+             backuppartition-default: /d\n\
              backuppartition_default: /b\nbackupd_foo: 1\nimap_backup_drain: 5\n",
         );
         let expect = [

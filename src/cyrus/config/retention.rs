@@ -62,8 +62,8 @@ impl Retention {
         let mut rules = Vec::new();
         for text in text.split(',').map(str::trim).filter(|t| !t.is_empty()) {
             let rule = rule(text).ok_or_else(|| {
-                let why = "not WHO[:FOLDER]=TIME with a time like 30d or forever, and commas \
-                           between rules: backup_retention_for";
+                let why = "not WHO[:FOLDER]=TIME with a userid, @domain or * as WHO, a time like 30d \
+                           or forever, and commas between rules: backup_retention_for";
                 Error::new(Kind::Config, format!("{why}: {text:?}"))
             })?;
             rules.push(rule);
@@ -181,12 +181,16 @@ fn rule(text: &str) -> Option<Rule> {
     if !who.chars().all(is_name) || folder.is_some_and(|f| f.contains('=')) {
         return None;
     }
+    // Patterns are for folders: one here would fit nobody.
+    let is_named = |name: &str| !name.is_empty() && !name.contains(['*', '?', '%']);
     let who = match who {
-        "" | "@" => return None,
         "*" => Who::All,
         id => match id.strip_prefix('@') {
-            Some(domain) => Who::Domain(domain.to_owned()),
-            None => Who::User(id.to_owned()),
+            Some(domain) if is_named(domain) && !domain.contains('@') => {
+                Who::Domain(domain.to_owned())
+            }
+            None if is_named(id) => Who::User(id.to_owned()),
+            _ => return None,
         },
     };
     let time = match time.trim() {
@@ -288,6 +292,28 @@ mod tests {
         let rules = "*:Trash=1d, @ex.org=90d";
         let deleted = "DELETED.user.bob.Trash.5F000000";
         assert_eq!(days(rules, "bob", deleted), Some(1));
+    }
+
+    #[test]
+    fn patterns_are_for_folders_alone() {
+        for bad in [
+            "*@ex.org=9d",
+            "dor*=9d",
+            "@*=9d",
+            "@@ex=9d",
+            "a?=9d",
+            "@a@b=9d",
+            "%=9d",
+            "@=9d",
+            "=9d",
+        ] {
+            let e = Retention::parse(None, bad).unwrap_err();
+            assert_eq!(e.kind(), Kind::Config);
+            assert!(e.to_string().contains(bad), "{e}");
+        }
+        for good in ["*=9d", "@ex.org=9d", "a@ex.org=9d", "a:*=9d", "*:a?=9d"] {
+            assert!(Retention::parse(None, good).is_ok(), "{good}");
+        }
     }
 
     #[test]

@@ -45,6 +45,13 @@ pub(super) struct Gauge<'a> {
     pub(super) tries: bool,
 }
 
+/// What the new log will be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Size {
+    pub(super) bytes: u64,
+    pub(super) chunks: u64,
+}
+
 /// Plain and compressed bytes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rate {
@@ -72,8 +79,8 @@ struct Sample {
 }
 
 impl Gauge<'_> {
-    /// Bytes of the new log.
-    pub(super) fn size(&self, plan: &Plan) -> u64 {
+    /// Bytes and chunks of the new log.
+    pub(super) fn size(&self, plan: &Plan) -> Size {
         let (mut size, mut members) = (0, 1);
         let groups: Vec<(&[usize], bool)> = plan
             .steps
@@ -117,7 +124,10 @@ impl Gauge<'_> {
                 Step::Rewrite(..) => {}
             }
         }
-        size + GENERATION + MANIFEST[0] + MANIFEST[1] * members
+        Size {
+            bytes: size + GENERATION + MANIFEST[0] + MANIFEST[1] * members,
+            chunks: members + 1,
+        }
     }
 
     /// Plain bytes of a group that are written anew: of bodies, and of lines.

@@ -115,7 +115,7 @@ impl Survey {
         };
         let after = gauge.size(&plan);
         let bytes = index.meta_number("acknowledged")?.unwrap_or(0) as u64;
-        let wanted = certain || plan.pays(policy.threshold, after);
+        let wanted = certain || plan.pays(policy.threshold, after.bytes);
         let held = need.loss.brakes(policy.brake) && !policy.force;
         let report = Report {
             outcome: match (held, wanted) {
@@ -124,10 +124,13 @@ impl Survey {
                 (false, false) => Outcome::Nothing,
             },
             chunks_before: before,
-            chunks_after: before,
+            chunks_after: match held || wanted {
+                true => before.saturating_sub(sealed.len() as u64) + after.chunks,
+                false => before,
+            },
             bytes_before: bytes,
             bytes_after: match held || wanted {
-                true => bytes.saturating_sub(sealed_bytes) + after,
+                true => bytes.saturating_sub(sealed_bytes) + after.bytes,
                 false => bytes,
             },
             rewritten: plan.rewritten_bytes,

@@ -161,6 +161,18 @@ pub(super) fn remove_others(catalog: &Catalog, live: &Path, folders: &[&Path]) -
     }
 }
 
+/// Ends what an interrupted move of the backup at `live` has left, if one is on record and nobody is at it.
+/// What is not known for sure to be of that move stays.
+pub fn end(catalog: &Catalog, live: &Path) -> Result<()> {
+    if Trace::of(catalog, live).note()?.is_none() {
+        return Ok(());
+    }
+    match remove_others(catalog, live, &[]) {
+        Err(e) if matches!(e.kind(), Kind::Locked | Kind::Exists | Kind::Changed) => Ok(()),
+        done => done,
+    }
+}
+
 /// What may be left of a move of the log at `live`, which is locked, where it began or went: the next
 /// move will tell. If nothing is, nothing is on record any more.
 pub fn unended(catalog: &Catalog, live: &Path) -> Result<Option<PathBuf>> {
