@@ -9,6 +9,7 @@
 //! Bodies (MESSAGE) are tentative until a MAILBOX line refers to them. Format: `doc/format.md`;
 //! states: `doc/design.md`.
 
+mod adopt;
 mod body;
 mod mailbox;
 
@@ -17,10 +18,10 @@ pub use mailbox::{Bodies, MailboxResult};
 
 use super::file::{LogFile, Watch, Watched};
 use super::index::{Index, Lines, MailboxOutcome, Place, apply_line};
-use super::line::{Line, generation, prefix};
+use super::line::{Line, prefix};
 use super::lock::{Create, DataLock, Wait};
 use super::log::{Checkpoint, Log};
-use super::recover::{HURT, Opened, anew, doubts, recover};
+use super::recover::{Opened, anew, recover};
 use crate::cyrus::dlist::{Limits, Parser, Value};
 use crate::error::{Error, Kind, Result};
 use crate::util::hex;
@@ -263,19 +264,6 @@ impl Backup {
         self.begin_unit(now)
     }
 
-    /// Makes a log of the old tools ours, before anything else is written to it: names it, and marks
-    /// what they missed, so that it is asked for again. Durable by itself, whatever becomes of the unit
-    /// that follows. True if that was to be done.
-    pub fn adopt(&mut self, now: Timestamp) -> Result<bool> {
-        let idle = self.unit.is_none() && self.chunk.is_none();
-        if !idle || self.index.meta_text("generation")?.as_deref() != Some("") {
-            return Ok(false);
-        }
-        let done = self.begin_unit(now).and_then(|()| self.commit());
-        self.settle(done)?;
-        Ok(true)
-    }
-
     fn begin_unit(&mut self, now: Timestamp) -> Result<()> {
         self.sound()?;
         if self.unit.is_none() {
@@ -350,28 +338,9 @@ impl Backup {
     fn begin_chunk(&mut self, now: Timestamp) -> Result<()> {
         self.log.begin(&[])?;
         let stamp = self.next_stamp(now);
-        // None in a new log, empty in one that the old tools began.
-        let named = self.index.meta_text("generation")?;
-        let adopted = named.as_deref() == Some("") && self.log.member_offset() > 0;
         self.chunk = Some(self.index.begin_chunk(self.log.member_offset(), stamp)?);
         self.lines.clock = 0;
-        if named.is_none_or(|id| id.is_empty()) {
-            let mut id = [0; 8];
-            getrandom::fill(&mut id).map_err(|e| {
-                Error::new(Kind::Internal, "no random numbers").because(e.to_string())
-            })?;
-            let line = generation(&hex::encode(&id), &self.key);
-            self.put(&line, now)?;
-        }
-        if adopted {
-            // From here on the log is ours: what the old tools missed is asked for again.
-            let hurt = self.index.meta_text(HURT)?.unwrap_or_default();
-            for found in doubts(&self.index, hurt.split_whitespace(), true)? {
-                let line = self.doubted(&found);
-                self.put(&line, now)?;
-            }
-            self.index.unset_meta(HURT)?;
-        }
+        self.name_log(now)?;
         self.manifest(now)
     }
 
