@@ -11,6 +11,7 @@
 
 mod adopt;
 mod body;
+mod chunk;
 mod mailbox;
 
 pub use body::{EachBody, Sink};
@@ -24,14 +25,10 @@ use super::log::{Checkpoint, Log};
 use super::recover::{Opened, anew, recover};
 use crate::cyrus::dlist::{Limits, Parser, Value};
 use crate::error::{Error, Kind, Result};
-use crate::util::hex;
 use crate::util::time::Timestamp;
 use body::Body;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// A manifest lists at least so many members.
-const MANIFEST_EVERY: i64 = 16;
 
 /// How a backup is written.
 #[derive(Clone, Copy, Debug)]
@@ -293,76 +290,10 @@ impl Backup {
         self.clock(now)
     }
 
-    /// States the true time when the printed one is off by more than a second: it never goes back.
-    fn clock(&mut self, now: Timestamp) -> Result<()> {
-        let off = now.0 - self.stamp.max(now.0);
-        if (off - self.lines.clock).abs() <= 1 {
-            return Ok(());
-        }
-        let fact = Value::kv([("TIME", Value::num(now.0 * 1000))]);
-        self.put(&Line::private("CLOCK", fact), now)?;
-        Ok(())
-    }
-
-    /// Lists the members sealed since the last manifest, when there are enough of them.
-    fn manifest(&mut self, now: Timestamp) -> Result<()> {
-        let listed = self.index.meta_number("manifest")?.unwrap_or(0);
-        let chunk = self.chunk_id()?;
-        if chunk - 1 - listed < MANIFEST_EVERY {
-            return Ok(());
-        }
-        let mut members = Vec::new();
-        let mut from = None;
-        let (mut end, until) = (0, self.log.member_offset());
-        for row in self.index.chunks_after(listed)? {
-            if let (Some(length), Some(sha256)) = (row.length, &row.sha256) {
-                from.get_or_insert(row.offset);
-                // What is written stays: not what cannot be.
-                if row.offset < end || row.offset.saturating_add(length) > until {
-                    let what = format!("chunk {} cannot be where the index says", row.id);
-                    return Err(self.index.doubted(&what));
-                }
-                end = row.offset + length;
-                members.push(Value::num(length));
-                members.push(Value::text(hex::encode(sha256)));
-            }
-        }
-        let fact = Value::kv([
-            ("FROM", Value::num(from.unwrap_or(0))),
-            ("MEMBERS", Value::List(members)),
-        ]);
-        self.put(&Line::private("MANIFEST", fact), now)?;
-        Ok(())
-    }
-
-    fn begin_chunk(&mut self, now: Timestamp) -> Result<()> {
-        self.log.begin(&[])?;
-        let stamp = self.next_stamp(now);
-        self.chunk = Some(self.index.begin_chunk(self.log.member_offset(), stamp)?);
-        self.lines.clock = 0;
-        self.name_log(now)?;
-        self.manifest(now)
-    }
-
     /// The printed time never goes backwards.
     fn next_stamp(&mut self, now: Timestamp) -> Timestamp {
         self.stamp = self.stamp.max(now.0);
         Timestamp(self.stamp)
-    }
-
-    fn chunk_id(&self) -> Result<i64> {
-        self.chunk
-            .ok_or_else(|| Error::new(Kind::Internal, "no chunk is open"))
-    }
-
-    /// Ends the open member in the middle of a unit; nothing is durable by that.
-    fn end_chunk(&mut self) -> Result<()> {
-        if let Some(id) = self.chunk.take() {
-            let sealed = self.log.seal()?;
-            self.index
-                .end_chunk(id, sealed.length, sealed.plain_length, &sealed.sha256)?;
-        }
-        Ok(())
     }
 
     fn put(&mut self, line: &Line, now: Timestamp) -> Result<Option<MailboxOutcome>> {
@@ -419,16 +350,6 @@ impl Backup {
                 // The next line begins one: a member without lines is nothing to end a log with.
                 self.end_chunk()?;
             }
-        }
-        Ok(())
-    }
-
-    /// A line with a literal begins its own member: patched old tools lose what follows one.
-    fn own_member(&mut self, now: Timestamp) -> Result<()> {
-        if self.log.plain_position() > super::line::CHUNK_START.len() as u64 {
-            self.end_chunk()?;
-            self.begin_chunk(now)?;
-            self.clock(now)?;
         }
         Ok(())
     }
