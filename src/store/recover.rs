@@ -7,22 +7,21 @@
 //! States: `doc/design.md`.
 
 mod belongs;
+mod cut;
 
 pub use belongs::generation;
 pub(super) use belongs::{begun_here, belongs};
 
 use super::ahead::Help;
-use super::file::{FileReader, LogFile};
-use super::gzip::{last_flush_point, seal_bytes};
+use super::file::LogFile;
 use super::index::{self, Index};
 use super::reindex::{self, Entered, From, Known, Trailing};
 use super::shorter;
 use crate::error::{Error, Kind, Result};
-use crate::sys::fs::sync_folder;
 use crate::util::time::Timestamp;
 use belongs::{HEAD, first_reads, origin, starts_as_member};
+use cut::{Ending, cut_and_seal, ends_flushed, keep_copy};
 use std::cell::Cell;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -564,31 +563,6 @@ fn whole_once(
     Ok((index, entered))
 }
 
-/// Nothing is thrown away because it does not fit: the file as it was stays beside.
-fn keep_copy(file: &dyn LogFile, path: &Path) -> Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".damaged.{}", crate::util::time::now_ms()));
-    let copy = PathBuf::from(name);
-    let keep = || -> std::io::Result<()> {
-        let mut options = std::fs::File::options();
-        let mut to = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&copy)?;
-        std::io::copy(&mut FileReader::new(file, 0), &mut to)?;
-        to.sync_all()
-    };
-    keep().map_err(|e| Error::io("cannot keep a copy", e).at(&copy))?;
-    sync_folder(&copy)?;
-    log::warn!(
-        "end of log does not read, copy kept filename=<{}> copy=<{}>",
-        path.display(),
-        copy.display()
-    );
-    Ok(())
-}
-
 fn done(file: &dyn LogFile, index: &Index, end: u64, stamp: i64) -> Result<()> {
     file.sync_data().map_err(|e| Error::io("cannot sync", e))?;
     index.set_meta("acknowledged", end as i64)?;
@@ -596,66 +570,4 @@ fn done(file: &dyn LogFile, index: &Index, end: u64, stamp: i64) -> Result<()> {
     index.set_meta("clock", 0)?;
     index.set_meta("stamp", stamp)?;
     index.commit()
-}
-
-/// Where the file can end behind the last line that belongs.
-enum Ending {
-    /// Sealed; the new length.
-    At(u64),
-    /// No flush point stood exactly there: the file was cut to this length, before it, and the
-    /// index must be built anew.
-    Before(u64),
-}
-
-/// Whether an unsealed file ends at a flush, right behind the last line that belongs.
-fn ends_flushed(file: &dyn LogFile, good: reindex::Good, len: u64) -> Result<bool> {
-    let member = FileReader::until(file, good.member, len);
-    let point =
-        last_flush_point(member, good.plain).map_err(|e| Error::io("cannot read log", e))?;
-    Ok(good.sealed_end.is_none()
-        && point.is_some_and(|p| p.plain == good.plain && good.member + p.compressed == len))
-}
-
-/// Makes the file end, sealed, behind the last line that belongs. Before anything of the first
-/// `acknowledged` bytes goes, `keep` is called.
-fn cut_and_seal(
-    file: &dyn LogFile,
-    index: &Index,
-    good: reindex::Good,
-    chunk: Option<i64>,
-    len: u64,
-    acknowledged: u64,
-    keep: &dyn Fn() -> Result<()>,
-) -> Result<Ending> {
-    let fail = |e| Error::io("cannot seal", e);
-    let set_len = |to: u64| {
-        if to < acknowledged {
-            keep()?;
-        }
-        file.set_len(to).map_err(fail)
-    };
-    if let Some(end) = good.sealed_end {
-        if end < len {
-            set_len(end)?;
-        }
-        return Ok(Ending::At(end));
-    }
-    let member = FileReader::until(file, good.member, len);
-    let Some(point) = last_flush_point(member, good.plain).map_err(fail)? else {
-        set_len(good.member)?;
-        return Ok(Ending::Before(good.member));
-    };
-    let cut = good.member + point.compressed;
-    let seal = seal_bytes(point.crc, point.plain);
-    set_len(cut)?;
-    file.write_at(&seal, cut).map_err(fail)?;
-    let end = cut + seal.len() as u64;
-    if point.plain != good.plain {
-        return Ok(Ending::Before(end));
-    }
-    if let Some(id) = chunk {
-        let hash = reindex::hash(file, good.member, end - good.member)?;
-        index.end_chunk(id, end - good.member, point.plain, &hash)?;
-    }
-    Ok(Ending::At(end))
 }
