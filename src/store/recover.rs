@@ -8,9 +8,11 @@
 
 mod belongs;
 mod cut;
+mod loss;
 
 pub use belongs::generation;
 pub(super) use belongs::{begun_here, belongs};
+pub(super) use loss::{HURT, doubts};
 
 use super::ahead::Help;
 use super::file::LogFile;
@@ -18,9 +20,9 @@ use super::index::{self, Index};
 use super::reindex::{self, Entered, From, Known, Trailing};
 use super::shorter;
 use crate::error::{Error, Kind, Result};
-use crate::util::time::Timestamp;
 use belongs::{HEAD, first_reads, origin, starts_as_member};
 use cut::{Ending, cut_and_seal, ends_flushed, keep_copy};
+use loss::{findings, found, marked};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,29 +38,6 @@ pub(super) struct Opened {
     pub(super) damage: Vec<(u64, String)>,
     /// Mailboxes (uniqueid, reason) that a loss left in doubt.
     pub(super) doubtful: Vec<(String, String)>,
-}
-
-/// Where the index of a log of the old tools remembers which mailboxes were stated in members whose
-/// bytes are wrong: uniqueids, until they are marked.
-pub(super) const HURT: &str = "hurt";
-
-/// Live mailboxes (uniqueid, reason) that cannot be what their sender stated, or may not be: `hurt`
-/// names those whose lines stand where bytes are wrong.
-pub(super) fn doubts<'a>(
-    index: &Index,
-    hurt: impl Iterator<Item = &'a str>,
-    damaged: bool,
-) -> Result<Vec<(String, String)>> {
-    let mut out = index.doubtful(damaged)?;
-    for uniqueid in hurt {
-        let row = index.mailbox(uniqueid)?;
-        let live = row.is_some_and(|row| row.deleted.is_none() && !row.intermediate);
-        if live && !out.iter().any(|(known, _)| known == uniqueid) {
-            let why = "stated where bytes are wrong";
-            out.push((uniqueid.to_owned(), why.to_owned()));
-        }
-    }
-    Ok(out)
 }
 
 /// Threads that inflate when an index is built in passing.
@@ -260,37 +239,6 @@ fn catch_up(
         damage,
         doubtful,
     })
-}
-
-/// Tells what was found.
-fn found(path: &Path, damage: &[(u64, String)]) {
-    for (at, what) in damage {
-        log::warn!(
-            "log finding filename=<{}> offset={at} reason=<{what}>",
-            path.display()
-        );
-    }
-}
-
-/// All that was found in a log, wrong bodies too.
-fn findings(entered: &Entered) -> Vec<(u64, String)> {
-    let mut out = entered.damage.clone();
-    for (guid, offset) in &entered.wrong {
-        let what = format!("body of message {guid} is not what it says");
-        out.push((*offset, what));
-    }
-    out
-}
-
-/// Marks the mailboxes that are in doubt and are not marked yet, and names them. With the state itself,
-/// lest a failure before they are in the log loses them.
-fn marked(index: &Index, entered: &Entered, damaged: bool) -> Result<Vec<(String, String)>> {
-    let mut out = doubts(index, entered.hurt.iter().map(String::as_str), damaged)?;
-    out.retain(|(uniqueid, _)| !matches!(index.resync(uniqueid), Ok(Some(_))));
-    for (uniqueid, why) in &out {
-        index.mark_resync(uniqueid, 1, why, Timestamp(entered.stamp))?;
-    }
-    Ok(out)
 }
 
 /// Whether the index that lies there is of ours, and the log's first member does not say whose it is.
