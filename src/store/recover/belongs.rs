@@ -141,6 +141,7 @@ pub(in crate::store) fn begun_here(file: &dyn LogFile) -> Result<bool> {
     Ok(first && member.end().map_err(fail)? == MemberEnd::Torn)
 }
 
+/// Whether a file begins as a member does.
 pub(super) fn starts_as_member(file: &dyn LogFile) -> Result<bool> {
     let mut magic = [0; 3];
     let n = file
