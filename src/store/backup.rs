@@ -9,25 +9,26 @@
 //! Bodies (MESSAGE) are tentative until a MAILBOX line refers to them. Format: `doc/format.md`;
 //! states: `doc/design.md`.
 
-use super::file::{LogFile, Watch, Watched};
+mod adopt;
+mod body;
+mod chunk;
+mod mailbox;
+mod open;
+
+pub use body::{EachBody, Sink};
+pub use mailbox::{Bodies, MailboxResult};
+
+use super::file::LogFile;
 use super::index::{Index, Lines, MailboxOutcome, Place, apply_line};
-use super::line::{Line, body_head, generation, prefix};
-use super::lock::{Create, DataLock, Wait};
+use super::line::{Line, prefix};
+use super::lock::DataLock;
 use super::log::{Checkpoint, Log};
-use super::recover::{HURT, Opened, anew, doubts, recover};
-use super::spool::Spool;
-use crate::cyrus::dlist::{Limits, Parser, Value, Why};
-use crate::cyrus::guid::Guid;
-use crate::cyrus::header::{Envelope, LOOKED_AT};
+use crate::cyrus::dlist::{Limits, Parser, Value};
 use crate::error::{Error, Kind, Result};
-use crate::util::hex;
 use crate::util::time::Timestamp;
-use std::io::Read;
+use body::Body;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// A manifest lists at least so many members.
-const MANIFEST_EVERY: i64 = 16;
 
 /// How a backup is written.
 #[derive(Clone, Copy, Debug)]
@@ -81,144 +82,7 @@ struct Unit {
     from: (i64, u64),
 }
 
-struct Body {
-    guid: Guid,
-    size: u64,
-    partition: String,
-    at: u64,
-    start: Vec<u8>,
-    written: u64,
-}
-
-/// Takes bytes in pieces.
-pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
-
-/// Takes a pending body: message, partition, size, and what reads its bytes into a sink.
-pub type EachBody<'a> =
-    dyn FnMut(Guid, &str, u64, &mut dyn FnMut(&mut Sink<'_>) -> Result<()>) -> Result<()> + 'a;
-
-/// Which pending bodies a MAILBOX line settles.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bodies {
-    /// Those it refers to; there may be no others.
-    Referred,
-    /// All: the caller knows whose they are, from older records perhaps.
-    All,
-}
-
-/// What a MAILBOX line did.
-#[derive(Debug)]
-pub enum MailboxResult {
-    /// It is entered, not yet durable; the caller judges and commits or aborts.
-    Entered(MailboxOutcome),
-    /// Some of the pending bodies are not referred to; nothing is entered. The caller evicts them
-    /// and comes again.
-    Unreferred,
-}
-
 impl Backup {
-    /// Opens a backup, or starts it if the data file is empty and `create` allows to make it.
-    /// Waits for the lock as `wait` says.
-    pub fn open(
-        path: &Path,
-        key: &str,
-        wait: Wait,
-        create: Create,
-        settings: Settings,
-    ) -> Result<Backup> {
-        let lock = DataLock::acquire(path, wait, create)?;
-        let file = lock.file().try_clone();
-        let file = file.map_err(|e| Error::io("cannot open", e).at(path))?;
-        Backup::open_locked(lock, Arc::new(file), key, settings)
-    }
-
-    /// The same with the log in another file than that at `path`, which is locked all the same: for
-    /// tests in which the disk fails.
-    pub fn open_on(
-        file: Arc<dyn LogFile>,
-        path: &Path,
-        key: &str,
-        wait: Wait,
-        settings: Settings,
-    ) -> Result<Backup> {
-        let lock = DataLock::acquire(path, wait, Create::IfMissing)?;
-        Backup::open_locked(lock, file, key, settings)
-    }
-
-    fn open_locked(
-        lock: DataLock,
-        file: Arc<dyn LogFile>,
-        key: &str,
-        settings: Settings,
-    ) -> Result<Backup> {
-        let path = lock.path();
-        let len = file
-            .len()
-            .map_err(|e| Error::io("cannot read", e).at(path))?;
-        let opened = recover(&file, path, len).map_err(|e| e.at(path))?;
-        Backup::opened(lock, file, key, settings, opened)
-    }
-
-    fn opened(
-        lock: DataLock,
-        file: Arc<dyn LogFile>,
-        key: &str,
-        settings: Settings,
-        opened: Opened,
-    ) -> Result<Backup> {
-        let doubtful = opened.doubtful;
-        let mut backup = Backup {
-            log: Log::new(Arc::clone(&file), opened.end, settings.level),
-            index: opened.index,
-            file,
-            path: lock.path().to_owned(),
-            key: key.to_owned(),
-            settings,
-            lines: Lines::default(),
-            chunk: None,
-            stamp: opened.stamp,
-            unit: None,
-            pending: 0,
-            bodies_end: None,
-            seal_next: false,
-            in_messages: None,
-            body: None,
-            broken: false,
-            damage: opened.damage,
-            entered: opened.lines,
-            lock: Some(lock),
-        };
-        if !doubtful.is_empty() {
-            backup.doubt(&doubtful)?;
-        }
-        let lost = super::shorter::restate(&mut backup)?;
-        let end = backup.log.file_len();
-        backup
-            .damage
-            .extend(lost.into_iter().map(|what| (end, what)));
-        Ok(backup)
-    }
-
-    /// Opens a backup with its index built anew from the log, whatever it was. The old index stays
-    /// in use until the new one is whole. `threads` inflate a large log; `watch` is told how far it
-    /// was read.
-    pub fn reindex(
-        path: &Path,
-        key: &str,
-        wait: Wait,
-        settings: Settings,
-        threads: usize,
-        watch: Watch,
-    ) -> Result<Backup> {
-        let lock = DataLock::acquire(path, wait, Create::No)?;
-        let fail = |e| Error::io("cannot open", e).at(path);
-        let file: Arc<dyn LogFile> = Arc::new(lock.file().try_clone().map_err(fail)?);
-        let len = file.len().map_err(fail)?;
-        let file: Arc<dyn LogFile> = Arc::new(Watched::new(file, watch));
-        let opened = anew(&file, path, len, threads).map_err(|e| e.at(path))?;
-        Backup::opened(lock, file, key, settings, opened)
-    }
-
     /// How many lines were entered into the index on opening.
     pub fn entered(&self) -> u64 {
         self.entered
@@ -227,23 +91,6 @@ impl Backup {
     /// What was found wrong when the index was built anew: offset in the file and reason.
     pub fn damage(&self) -> &[(u64, String)] {
         &self.damage
-    }
-
-    /// Marks mailboxes that a loss left in doubt, so that the sender's next run brings them.
-    fn doubt(&mut self, mailboxes: &[(String, String)]) -> Result<()> {
-        let now = Timestamp(self.stamp);
-        let lines: Vec<_> = mailboxes.iter().map(|m| self.doubted(m)).collect();
-        self.append(&lines, now)?;
-        self.seal()
-    }
-
-    /// The line that marks a mailbox, told to the log of the program, too.
-    fn doubted(&self, (uniqueid, why): &(String, String)) -> Line {
-        log::warn!(
-            "mailbox to be sent again filename=<{}> uniqueid=<{uniqueid}> reason=<{why}>",
-            self.path.display()
-        );
-        resync_line(uniqueid, 1, why)
     }
 
     /// The index, for questions.
@@ -295,19 +142,6 @@ impl Backup {
         self.begin_unit(now)
     }
 
-    /// Makes a log of the old tools ours, before anything else is written to it: names it, and marks
-    /// what they missed, so that it is asked for again. Durable by itself, whatever becomes of the unit
-    /// that follows. True if that was to be done.
-    pub fn adopt(&mut self, now: Timestamp) -> Result<bool> {
-        let idle = self.unit.is_none() && self.chunk.is_none();
-        if !idle || self.index.meta_text("generation")?.as_deref() != Some("") {
-            return Ok(false);
-        }
-        let done = self.begin_unit(now).and_then(|()| self.commit());
-        self.settle(done)?;
-        Ok(true)
-    }
-
     fn begin_unit(&mut self, now: Timestamp) -> Result<()> {
         self.sound()?;
         if self.unit.is_none() {
@@ -337,95 +171,10 @@ impl Backup {
         self.clock(now)
     }
 
-    /// States the true time when the printed one is off by more than a second: it never goes back.
-    fn clock(&mut self, now: Timestamp) -> Result<()> {
-        let off = now.0 - self.stamp.max(now.0);
-        if (off - self.lines.clock).abs() <= 1 {
-            return Ok(());
-        }
-        let fact = Value::kv([("TIME", Value::num(now.0 * 1000))]);
-        self.put(&Line::private("CLOCK", fact), now)?;
-        Ok(())
-    }
-
-    /// Lists the members sealed since the last manifest, when there are enough of them.
-    fn manifest(&mut self, now: Timestamp) -> Result<()> {
-        let listed = self.index.meta_number("manifest")?.unwrap_or(0);
-        let chunk = self.chunk_id()?;
-        if chunk - 1 - listed < MANIFEST_EVERY {
-            return Ok(());
-        }
-        let mut members = Vec::new();
-        let mut from = None;
-        let (mut end, until) = (0, self.log.member_offset());
-        for row in self.index.chunks_after(listed)? {
-            if let (Some(length), Some(sha256)) = (row.length, &row.sha256) {
-                from.get_or_insert(row.offset);
-                // What is written stays: not what cannot be.
-                if row.offset < end || row.offset.saturating_add(length) > until {
-                    let what = format!("chunk {} cannot be where the index says", row.id);
-                    return Err(self.index.doubted(&what));
-                }
-                end = row.offset + length;
-                members.push(Value::num(length));
-                members.push(Value::text(hex::encode(sha256)));
-            }
-        }
-        let fact = Value::kv([
-            ("FROM", Value::num(from.unwrap_or(0))),
-            ("MEMBERS", Value::List(members)),
-        ]);
-        self.put(&Line::private("MANIFEST", fact), now)?;
-        Ok(())
-    }
-
-    fn begin_chunk(&mut self, now: Timestamp) -> Result<()> {
-        self.log.begin(&[])?;
-        let stamp = self.next_stamp(now);
-        // None in a new log, empty in one that the old tools began.
-        let named = self.index.meta_text("generation")?;
-        let adopted = named.as_deref() == Some("") && self.log.member_offset() > 0;
-        self.chunk = Some(self.index.begin_chunk(self.log.member_offset(), stamp)?);
-        self.lines.clock = 0;
-        if named.is_none_or(|id| id.is_empty()) {
-            let mut id = [0; 8];
-            getrandom::fill(&mut id).map_err(|e| {
-                Error::new(Kind::Internal, "no random numbers").because(e.to_string())
-            })?;
-            let line = generation(&hex::encode(&id), &self.key);
-            self.put(&line, now)?;
-        }
-        if adopted {
-            // From here on the log is ours: what the old tools missed is asked for again.
-            let hurt = self.index.meta_text(HURT)?.unwrap_or_default();
-            for found in doubts(&self.index, hurt.split_whitespace(), true)? {
-                let line = self.doubted(&found);
-                self.put(&line, now)?;
-            }
-            self.index.unset_meta(HURT)?;
-        }
-        self.manifest(now)
-    }
-
     /// The printed time never goes backwards.
     fn next_stamp(&mut self, now: Timestamp) -> Timestamp {
         self.stamp = self.stamp.max(now.0);
         Timestamp(self.stamp)
-    }
-
-    fn chunk_id(&self) -> Result<i64> {
-        self.chunk
-            .ok_or_else(|| Error::new(Kind::Internal, "no chunk is open"))
-    }
-
-    /// Ends the open member in the middle of a unit; nothing is durable by that.
-    fn end_chunk(&mut self) -> Result<()> {
-        if let Some(id) = self.chunk.take() {
-            let sealed = self.log.seal()?;
-            self.index
-                .end_chunk(id, sealed.length, sealed.plain_length, &sealed.sha256)?;
-        }
-        Ok(())
     }
 
     fn put(&mut self, line: &Line, now: Timestamp) -> Result<Option<MailboxOutcome>> {
@@ -457,14 +206,6 @@ impl Backup {
         Ok(done)
     }
 
-    /// Ends a MESSAGE line that is open; a body that is not complete is an error.
-    fn between_lines(&mut self) -> Result<()> {
-        if self.body.is_some() {
-            return Err(Error::new(Kind::Internal, "a body is not complete"));
-        }
-        self.messages_end_inner()
-    }
-
     /// Appends lines and makes them durable. The caller has seen to it that no bodies are pending.
     /// On any error nothing is changed.
     pub fn append(&mut self, lines: &[Line], now: Timestamp) -> Result<()> {
@@ -494,16 +235,6 @@ impl Backup {
         Ok(())
     }
 
-    /// A line with a literal begins its own member: patched old tools lose what follows one.
-    fn own_member(&mut self, now: Timestamp) -> Result<()> {
-        if self.log.plain_position() > super::line::CHUNK_START.len() as u64 {
-            self.end_chunk()?;
-            self.begin_chunk(now)?;
-            self.clock(now)?;
-        }
-        Ok(())
-    }
-
     fn settle<T>(&mut self, done: Result<T>) -> Result<T> {
         match done {
             Ok(v) => Ok(v),
@@ -511,116 +242,6 @@ impl Backup {
                 self.abort();
                 Err(e.at(&self.path))
             }
-        }
-    }
-
-    /// Appends `before` and a MAILBOX line whose value is in `spool`, and enters them. Not durable
-    /// until [`Backup::commit`].
-    pub fn mailbox(
-        &mut self,
-        before: &[Line],
-        spool: &Spool,
-        has_literal: bool,
-        now: Timestamp,
-    ) -> Result<MailboxResult> {
-        self.mailbox_and(Bodies::Referred, before, spool, has_literal, now)
-    }
-
-    /// The same, and says what becomes of pending bodies that the line does not refer to.
-    pub fn mailbox_and(
-        &mut self,
-        bodies: Bodies,
-        before: &[Line],
-        spool: &Spool,
-        has_literal: bool,
-        now: Timestamp,
-    ) -> Result<MailboxResult> {
-        let done = self
-            .mailbox_inner(before, spool, has_literal, now)
-            .and_then(|outcome| {
-                if bodies == Bodies::Referred && outcome.referred < self.pending {
-                    self.withdraw()?;
-                    return Ok(None);
-                }
-                Ok(Some(outcome))
-            });
-        match done {
-            Ok(None) => Ok(MailboxResult::Unreferred),
-            Ok(Some(outcome)) => Ok(MailboxResult::Entered(outcome)),
-            Err(e) => {
-                self.abort();
-                Err(e.at(&self.path))
-            }
-        }
-    }
-
-    fn mailbox_inner(
-        &mut self,
-        before: &[Line],
-        spool: &Spool,
-        has_literal: bool,
-        now: Timestamp,
-    ) -> Result<MailboxOutcome> {
-        self.begin(now)?;
-        self.between_lines()?;
-        if self.pending > 0 {
-            // What follows must never be on disk before it is judged: whoever opens the log next
-            // would take it for a reference to all of them.
-            self.bodies_end = Some(self.log.checkpoint()?);
-        }
-        if has_literal || before.iter().any(|l| l.has_literal) {
-            self.own_member(now)?;
-        }
-        for line in before {
-            self.put(line, now)?;
-        }
-        let stamp = self.next_stamp(now);
-        let chunk = self.chunk_id()?;
-        let offset = self.log.plain_position();
-        self.log.append(&prefix(stamp, "MAILBOX"))?;
-        let at = self.log.plain_position();
-        let mut reader = spool.reader(0, spool.len());
-        let mut buf = vec![0; 64 * 1024];
-        loop {
-            let n = reader
-                .read(&mut buf)
-                .map_err(|e| Error::io("cannot read staging", e))?;
-            if n == 0 {
-                break;
-            }
-            self.log.append(&buf[..n])?;
-        }
-        self.log.append(b"\r\n")?;
-        let mut parser = Parser::new(spool.reader(0, spool.len()), Limits::default());
-        let outcome = apply_line(
-            &self.index,
-            &mut self.lines,
-            b"MAILBOX",
-            &mut parser,
-            stamp,
-            Place {
-                chunk_id: chunk,
-                line: offset,
-                origin: at,
-            },
-        )?
-        .ok_or_else(|| Error::new(Kind::Internal, "a MAILBOX line without an outcome"))?;
-        parser.end_line().or_else(|e| match e.why {
-            Why::Eof => Ok(()),
-            _ => Err(e),
-        })?;
-        self.index.touch_chunk(chunk, stamp)?;
-        // Its member ends with it, but not before it is judged: sealing puts it on disk.
-        self.seal_next = has_literal;
-        Ok(outcome)
-    }
-
-    /// Takes the MAILBOX line, and what was written with it, out of the log again. The bodies
-    /// stay; the index is for the caller's abort.
-    fn withdraw(&mut self) -> Result<()> {
-        match self.bodies_end.take() {
-            Some(point) => self.log.rewind(&point),
-            None => Ok(()),
         }
     }
 
@@ -717,163 +338,6 @@ impl Backup {
         self.seal()?;
         let lock = self.lock.take();
         lock.ok_or_else(|| Error::new(Kind::Internal, "no lock").at(&self.path))
-    }
-
-    /// Begins a body. `size` bytes follow through [`Backup::body_data`].
-    pub fn body_begin(
-        &mut self,
-        partition: &[u8],
-        guid: Guid,
-        size: u64,
-        now: Timestamp,
-    ) -> Result<()> {
-        let done = self.body_begin_inner(partition, guid, size, now);
-        self.settle(done)
-    }
-
-    fn body_begin_inner(
-        &mut self,
-        partition: &[u8],
-        guid: Guid,
-        size: u64,
-        now: Timestamp,
-    ) -> Result<()> {
-        if self.body.is_some() {
-            return Err(Error::new(Kind::Internal, "a body is not complete"));
-        }
-        self.begin(now)?;
-        let full = self.log.plain_position().saturating_add(size) > self.settings.chunk_max;
-        if full && self.log.plain_position() > 4096 {
-            self.messages_end_inner()?;
-            self.end_chunk()?;
-            self.begin_chunk(now)?;
-            self.clock(now)?;
-        }
-        let mut head = Vec::new();
-        match &mut self.in_messages {
-            Some(n) => {
-                head.push(b' ');
-                *n += 1;
-            }
-            None => {
-                let stamp = self.next_stamp(now);
-                head = prefix(stamp, "MESSAGE");
-                head.push(b'(');
-                self.in_messages = Some(1);
-            }
-        }
-        head.extend_from_slice(&body_head(partition, guid, size));
-        self.log.append(&head)?;
-        self.body = Some(Body {
-            guid,
-            size,
-            partition: String::from_utf8_lossy(partition).into_owned(),
-            at: self.log.plain_position(),
-            start: Vec::new(),
-            written: 0,
-        });
-        Ok(())
-    }
-
-    /// Adds bytes to the body that was begun.
-    pub fn body_data(&mut self, bytes: &[u8]) -> Result<()> {
-        let Some(body) = &mut self.body else {
-            return Err(Error::new(Kind::Internal, "no body was begun"));
-        };
-        let room = LOOKED_AT - body.start.len();
-        body.start
-            .extend_from_slice(&bytes[..bytes.len().min(room)]);
-        body.written += bytes.len() as u64;
-        let done = self.log.append(bytes);
-        self.settle(done)
-    }
-
-    /// Ends the body; the caller has checked its GUID.
-    pub fn body_end(&mut self) -> Result<()> {
-        let done = self.body_end_inner();
-        self.settle(done)
-    }
-
-    fn body_end_inner(&mut self) -> Result<()> {
-        let body = self
-            .body
-            .take()
-            .filter(|b| b.written == b.size)
-            .ok_or_else(|| Error::new(Kind::Internal, "a body is not complete"))?;
-        // A second copy in one unit counts once: the row moves.
-        let again = self.is_pending(body.guid)?;
-        self.index.message(
-            body.guid,
-            self.chunk_id()?,
-            body.at,
-            body.size,
-            &body.partition,
-            &Envelope::read(&body.start),
-            Timestamp(self.stamp + self.lines.clock),
-        )?;
-        if !again {
-            self.pending += 1;
-        }
-        Ok(())
-    }
-
-    /// Whether the message's body came since the last durable point.
-    pub fn is_pending(&self, guid: Guid) -> Result<bool> {
-        let Some(unit) = &self.unit else {
-            return Ok(false);
-        };
-        Ok(self
-            .index
-            .body(guid)?
-            .is_some_and(|b| (b.chunk_id, b.offset) >= unit.from))
-    }
-
-    /// Ends the MESSAGE line, if one is open.
-    pub fn messages_end(&mut self) -> Result<()> {
-        let done = self.messages_end_inner();
-        self.settle(done)
-    }
-
-    fn messages_end_inner(&mut self) -> Result<()> {
-        if self.in_messages.take().is_some() {
-            self.log.append(b")\r\n")?;
-            if let Some(id) = self.chunk {
-                self.index.touch_chunk(id, Timestamp(self.stamp))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Hands every pending body to `each` (message, partition, then its bytes in pieces), then
-    /// undoes the unit: the log is as at the last durable point.
-    pub fn evict(&mut self, each: &mut EachBody<'_>) -> Result<()> {
-        let done = self.evict_inner(each);
-        self.abort();
-        done
-    }
-
-    fn evict_inner(&mut self, each: &mut EachBody<'_>) -> Result<()> {
-        let Some(unit) = &self.unit else {
-            return Ok(());
-        };
-        let from = unit.from;
-        if self.pending == 0 {
-            return Ok(());
-        }
-        self.withdraw()?;
-        // Of a body that is not complete nothing is handed out: the index does not know it.
-        self.log.flush()?;
-        for p in self.index.pending(from.0, from.1)? {
-            let chunk = self
-                .index
-                .chunk(p.chunk_id)?
-                .ok_or_else(|| Error::new(Kind::Internal, "a body without a chunk"))?;
-            let file = Arc::clone(&self.file);
-            each(p.guid, &p.partition, p.size, &mut |sink| {
-                super::log::read_chunk_plain(&*file, chunk.offset, p.offset, p.size, sink)
-            })?;
-        }
-        Ok(())
     }
 }
 

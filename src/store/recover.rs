@@ -6,21 +6,26 @@
 //! otherwise than by tearing is kept as a copy first; one that is no log is `Damaged` and untouched.
 //! States: `doc/design.md`.
 
-use super::ahead::Help;
-use super::file::{FileReader, LogFile};
-use super::gzip::{MemberEnd, MemberReader, last_flush_point, seal_bytes};
+mod belongs;
+mod cut;
+mod loss;
+mod rebuild;
+
+pub use belongs::generation;
+pub(super) use belongs::{begun_here, belongs};
+pub(super) use loss::{HURT, doubts};
+
+use super::file::LogFile;
 use super::index::{self, Index};
-use super::reindex::{self, Entered, From, Known, Trailing};
+use super::reindex::{self, From, Known, Trailing};
 use super::shorter;
-use crate::cyrus::dlist::{Limits, Parser, Value};
 use crate::error::{Error, Kind, Result};
-use crate::sys::fs::sync_folder;
-use crate::util::hex;
-use crate::util::time::Timestamp;
+use belongs::first_reads;
+use cut::{Ending, cut_and_seal, keep_copy};
+use loss::{findings, found, marked};
+use rebuild::{Kept, beside, rebuild};
 use std::cell::Cell;
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A log and its index, brought together.
@@ -36,141 +41,8 @@ pub(super) struct Opened {
     pub(super) doubtful: Vec<(String, String)>,
 }
 
-/// Where the index of a log of the old tools remembers which mailboxes were stated in members whose
-/// bytes are wrong: uniqueids, until they are marked.
-pub(super) const HURT: &str = "hurt";
-
-/// Live mailboxes (uniqueid, reason) that cannot be what their sender stated, or may not be: `hurt`
-/// names those whose lines stand where bytes are wrong.
-pub(super) fn doubts<'a>(
-    index: &Index,
-    hurt: impl Iterator<Item = &'a str>,
-    damaged: bool,
-) -> Result<Vec<(String, String)>> {
-    let mut out = index.doubtful(damaged)?;
-    for uniqueid in hurt {
-        let row = index.mailbox(uniqueid)?;
-        let live = row.is_some_and(|row| row.deleted.is_none() && !row.intermediate);
-        if live && !out.iter().any(|(known, _)| known == uniqueid) {
-            let why = "stated where bytes are wrong";
-            out.push((uniqueid.to_owned(), why.to_owned()));
-        }
-    }
-    Ok(out)
-}
-
 /// Threads that inflate when an index is built in passing.
 const THREADS: usize = 2;
-
-/// Compressed bytes in which the first line of a log of ours stands, unless names are very long.
-const FIRST_LINE: u64 = 1024;
-
-/// The generation named in the first member, `None` in a log that is not (yet) ours.
-pub fn generation(file: &dyn LogFile) -> Result<Option<String>> {
-    // Every idle session asks this: inflate no more than is needed.
-    match generation_in(FileReader::until(file, 0, FIRST_LINE))? {
-        Some(id) => Ok(Some(id)),
-        None => generation_in(FileReader::new(file, 0)),
-    }
-}
-
-fn generation_in(bytes: impl std::io::Read) -> Result<Option<String>> {
-    let mut parser = Parser::new(MemberReader::new(bytes), Limits::default());
-    let mut read = || -> Result<Option<String>> {
-        parser.word(|b| b != b'\n')?;
-        parser.end_line()?;
-        parser.word(|b| b.is_ascii_digit())?;
-        parser.space()?;
-        parser.word(|b| b.is_ascii_alphabetic())?;
-        parser.space()?;
-        if parser.word(|b| b.is_ascii_alphabetic())? != b"RESERVE" {
-            return Ok(None);
-        }
-        parser.space()?;
-        Ok(parser
-            .value()?
-            .get(super::line::PRIVATE)
-            .and_then(|p| p.get("GENERATION"))
-            .and_then(|g| g.get("ID"))
-            .and_then(Value::as_str)
-            .map(str::to_owned))
-    };
-    match read() {
-        Ok(found) => Ok(found),
-        Err(e) if e.kind() == Kind::Io || e.kind() == Kind::Protocol => {
-            // A torn first line is the business of whoever enters the log; what the disk does not
-            // give is no line at all.
-            match parser.into_inner().end() {
-                Ok(_) => Ok(None),
-                Err(e) => Err(Error::io("cannot read log", e)),
-            }
-        }
-        Err(e) => Err(e),
-    }
-}
-
-/// Bytes at the beginning of an old log that tell it from others: they hold the time and what was
-/// said first.
-const HEAD: u64 = 4096;
-
-/// What ties an index to a log whose first member names no generation: how many bytes at its
-/// beginning were looked at, and their SHA-256.
-fn origin(file: &dyn LogFile, len: u64) -> Result<String> {
-    Ok(format!(
-        "{len}:{}",
-        hex::encode(&reindex::hash(file, 0, len)?)
-    ))
-}
-
-/// Whether an index was made from this log, as far as their beginnings say. A log that began with
-/// the old tools names its generation further back, if at all, and is known by its first bytes.
-pub(super) fn belongs(index: &Index, file: &dyn LogFile) -> Result<bool> {
-    let Some(known) = index.meta_text("generation")? else {
-        return Ok(false);
-    };
-    if generation(file)?.as_ref() == Some(&known) {
-        return Ok(true);
-    }
-    // The first member names none, or what it names does not read as a line.
-    if let Some(known) = index.meta_text("origin")? {
-        let len = known.split(':').next().and_then(|n| n.parse().ok());
-        if known == origin(file, len.unwrap_or(0).min(HEAD))? {
-            return Ok(true);
-        }
-    }
-    Ok(!known.is_empty() && !first_reads(file)? && has_last_member(index, file)?)
-}
-
-/// Whether the first member reads to its end, or to that of the file.
-fn first_reads(file: &dyn LogFile) -> Result<bool> {
-    let fail = |e| Error::io("cannot read log", e);
-    if !starts_as_member(file)? {
-        return Ok(false);
-    }
-    let mut member = MemberReader::new(FileReader::new(file, 0));
-    match std::io::copy(&mut member, &mut std::io::sink()) {
-        Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => return Ok(false),
-        Err(e) => return Err(fail(e)),
-    }
-    Ok(!matches!(
-        member.end().map_err(fail)?,
-        MemberEnd::Damaged(_)
-    ))
-}
-
-/// Whether the last sealed member that an index knows is in the log, byte for byte, where it says;
-/// it is not the first one.
-fn has_last_member(index: &Index, file: &dyn LogFile) -> Result<bool> {
-    let mut id = index.last_chunk()?.map_or(0, |c| c.id);
-    while let Some(chunk) = index.chunk(id)?.filter(|c| c.offset > 0) {
-        if let (Some(length), Some(sha256)) = (chunk.length, &chunk.sha256) {
-            return Ok(reindex::hash(file, chunk.offset, length)?[..] == sha256[..]);
-        }
-        id -= 1;
-    }
-    Ok(false)
-}
 
 /// Brings log and index together. The lock is held.
 pub(super) fn recover(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<Opened> {
@@ -247,26 +119,6 @@ fn fitting(file: &Arc<dyn LogFile>, path: &Path, len: u64) -> Result<(Index, u64
         ));
     }
     Ok((index, acknowledged))
-}
-
-/// Whether a log is one of ours, or torn so early that its first line does not say yet.
-pub(super) fn begun_here(file: &dyn LogFile) -> Result<bool> {
-    if generation(file)?.is_some() {
-        return Ok(true);
-    }
-    if !starts_as_member(file)? {
-        return Ok(false);
-    }
-    let mut member = MemberReader::new(FileReader::new(file, 0));
-    let mut text = Vec::new();
-    let fail = |e| Error::io("cannot read log", e);
-    match member.by_ref().take(HEAD).read_to_end(&mut text) {
-        Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => return Ok(false),
-        Err(e) => return Err(fail(e)),
-    }
-    let first = text.iter().filter(|&&b| b == b'\n').count() < 2 && (text.len() as u64) < HEAD;
-    Ok(first && member.end().map_err(fail)? == MemberEnd::Torn)
 }
 
 /// Enters and seals what lies past the acknowledged length.
@@ -390,37 +242,6 @@ fn catch_up(
     })
 }
 
-/// Tells what was found.
-fn found(path: &Path, damage: &[(u64, String)]) {
-    for (at, what) in damage {
-        log::warn!(
-            "log finding filename=<{}> offset={at} reason=<{what}>",
-            path.display()
-        );
-    }
-}
-
-/// All that was found in a log, wrong bodies too.
-fn findings(entered: &Entered) -> Vec<(u64, String)> {
-    let mut out = entered.damage.clone();
-    for (guid, offset) in &entered.wrong {
-        let what = format!("body of message {guid} is not what it says");
-        out.push((*offset, what));
-    }
-    out
-}
-
-/// Marks the mailboxes that are in doubt and are not marked yet, and names them. With the state itself,
-/// lest a failure before they are in the log loses them.
-fn marked(index: &Index, entered: &Entered, damaged: bool) -> Result<Vec<(String, String)>> {
-    let mut out = doubts(index, entered.hurt.iter().map(String::as_str), damaged)?;
-    out.retain(|(uniqueid, _)| !matches!(index.resync(uniqueid), Ok(Some(_))));
-    for (uniqueid, why) in &out {
-        index.mark_resync(uniqueid, 1, why, Timestamp(entered.stamp))?;
-    }
-    Ok(out)
-}
-
 /// Whether the index that lies there is of ours, and the log's first member does not say whose it is.
 fn was_ours(file: &dyn LogFile, index: &Path) -> Result<bool> {
     let known = shorter::believed(|| Index::open_read_only(index)?.meta_text("generation"))?;
@@ -472,259 +293,7 @@ pub(super) fn anew(
     }
 }
 
-/// Puts an index in the place of the one that is there. Closed first, and the old one removed with
-/// all that belongs to it: SQLite must never find the one's log beside the other.
-fn switch(new: Index, to: &Path) -> Result<Index> {
-    let from = new.path().to_owned();
-    new.give()?;
-    let mut wal = from.as_os_str().to_owned();
-    wal.push("-wal");
-    if Path::new(&wal).exists() {
-        return Err(Error::new(Kind::Db, "cannot close the new index").at(&from));
-    }
-    index::retire(to)?;
-    std::fs::rename(&from, to).map_err(|e| Error::io("cannot rename", e).at(&from))?;
-    Index::open(to)
-}
-
-/// What an attempt before has left.
-#[derive(Default)]
-struct Kept {
-    /// A copy of the file as it was stays already.
-    copy: bool,
-    /// What was found before the file was cut.
-    damage: Vec<(u64, String)>,
-    /// It is known otherwise that the log is not one of the old tools.
-    ours: bool,
-    /// The index that lies there belongs to the log, and may know more than that still has.
-    former: bool,
-}
-
-/// Builds a new index from the whole log, beside the old one, and puts it in its place. One that
-/// fails is not left on a disk that may be full.
-fn rebuild(
-    file: &Arc<dyn LogFile>,
-    path: &Path,
-    len: u64,
-    threads: usize,
-    kept: Kept,
-) -> Result<Opened> {
-    let built = build(file, path, len, threads, kept);
-    if built.is_err() {
-        let _ = index::remove(&beside(path));
-    }
-    built
-}
-
-fn build(
-    file: &Arc<dyn LogFile>,
-    path: &Path,
-    len: u64,
-    threads: usize,
-    kept: Kept,
-) -> Result<Opened> {
-    let place = index::path_of(path);
-    let (mut index, mut entered) = whole(file, path, len, threads, Trailing::Keep)?;
-    if let Some(from) = entered.unsettled {
-        // Bodies at the end that nobody refers to: a unit that never was acknowledged.
-        if generation(&**file)?.is_some() && !index.any_referred(from)? {
-            drop(index);
-            (index, entered) = whole(file, path, len, threads, Trailing::Cut)?;
-        }
-    }
-    entered.end_is_read()?;
-    found(path, &entered.damage);
-    let end = match entered.good {
-        Some(good) => {
-            if !entered.broken && ends_flushed(&**file, good, len)? {
-                // Unsealed, as a writer leaves it between two units: nothing is lost or cut.
-                entered.damage.retain(|(at, _)| *at != good.member);
-            } else if good.sealed_end != Some(len) && !kept.copy {
-                keep_copy(&**file, path)?;
-            }
-            match cut_and_seal(&**file, &index, good, entered.chunk_id, len, 0, &|| Ok(()))? {
-                Ending::At(end) => end,
-                Ending::Before(len) => {
-                    drop(index);
-                    let kept = Kept {
-                        copy: true,
-                        damage: entered.damage,
-                        ..kept
-                    };
-                    return rebuild(file, path, len, threads, kept);
-                }
-            }
-        }
-        None if generation(&**file)?.is_none() && !starts_as_member(&**file)? => {
-            return Err(Error::new(
-                Kind::Damaged,
-                "not a backup's log: no member at its beginning",
-            ));
-        }
-        None => {
-            // The first unit of a new backup, torn; or one in which nothing reads any more.
-            if entered.broken && !kept.copy {
-                keep_copy(&**file, path)?;
-            }
-            file.set_len(0).map_err(|e| Error::io("cannot cut", e))?;
-            0
-        }
-    };
-    // A log of the old tools names itself when we first write to it. Until then it promises nothing
-    // that could be missed here.
-    let named = index.meta_text("generation")?.is_some();
-    let ours = named || entered.ours || kept.ours;
-    if end == 0 {
-        // Nothing is left: the next unit begins it.
-        index.set_meta("new", 1)?;
-    } else if !named {
-        index.set_meta("generation", "")?;
-    }
-    if generation(&**file)? != index.meta_text("generation")? {
-        // The first member stays as it is, whatever follows.
-        let first = index.chunk(1)?.and_then(|c| Some(c.offset + c.length?));
-        let len = first.unwrap_or(end).min(HEAD);
-        index.set_meta("origin", origin(&**file, len)?)?;
-    }
-    if !ours && end > 0 {
-        adopted(&index, path, &entered)?;
-        let hurt: Vec<&str> = entered.hurt.iter().map(String::as_str).collect();
-        if !hurt.is_empty() {
-            index.set_meta(HURT, hurt.join(" "))?;
-        }
-    }
-    let mut damage = kept.damage;
-    let told = damage.len();
-    for found in &entered.damage {
-        if !damage[..told].contains(found) {
-            damage.push(found.clone());
-        }
-    }
-    if end < len {
-        let what = format!("{} bytes at the end do not belong and were cut", len - end);
-        damage.push((end, what));
-    }
-    for (guid, offset) in &entered.wrong {
-        damage.push((
-            *offset,
-            format!("body of message {guid} is not what it says"),
-        ));
-    }
-    let doubtful = match ours {
-        true => marked(&index, &entered, !damage.is_empty())?,
-        false => Vec::new(),
-    };
-    if kept.former && !damage.is_empty() {
-        shorter::keep(&place)?;
-    }
-    done(&**file, &index, end, entered.stamp)?;
-    Ok(Opened {
-        index: switch(index, &place)?,
-        end,
-        stamp: entered.stamp,
-        lines: entered.lines,
-        damage,
-        doubtful,
-    })
-}
-
-/// Tells what was found in a log of the old tools, also whose mail may be in it.
-fn adopted(index: &Index, path: &Path, entered: &Entered) -> Result<()> {
-    let (totals, foreign) = (index.totals()?, index.unreferenced()?);
-    log::warn!(
-        "backup of old tools adopted filename=<{}> chunks={} mailboxes={} messages={} \
-         unreferenced={} unreferenced_bytes={} findings={}",
-        path.display(),
-        totals.chunks,
-        totals.mailboxes,
-        totals.records,
-        foreign.0,
-        foreign.1,
-        entered.damage.len() + entered.wrong.len()
-    );
-    Ok(())
-}
-
-/// Where an index is built while the old one is in use.
-fn beside(path: &Path) -> PathBuf {
-    let mut beside = index::path_of(path).into_os_string();
-    beside.push(".new");
-    PathBuf::from(beside)
-}
-
-/// Enters a whole log into a new index, whose transaction is open then. That the disk does not give
-/// something may be an accident once; what fails again is lost to us.
-fn whole(
-    file: &Arc<dyn LogFile>,
-    path: &Path,
-    len: u64,
-    threads: usize,
-    trailing: Trailing,
-) -> Result<(Index, Entered)> {
-    let (index, entered) = whole_once(file, path, len, threads, trailing)?;
-    let Some((offset, why)) = &entered.unread else {
-        return Ok((index, entered));
-    };
-    log::error!(
-        "IOERROR: cannot read log filename=<{}> offset={offset} error=<{why}>",
-        path.display()
-    );
-    drop(index);
-    whole_once(file, path, len, threads, trailing)
-}
-
-fn whole_once(
-    file: &Arc<dyn LogFile>,
-    path: &Path,
-    len: u64,
-    threads: usize,
-    trailing: Trailing,
-) -> Result<(Index, Entered)> {
-    let index = Index::create_apart(&beside(path))?;
-    index.begin()?;
-    let from = From {
-        member: 0,
-        known: None,
-    };
-    let help = Help::threads(threads);
-    let entered = reindex::enter_with(help, &**file, &index, from, len, trailing)?;
-    Ok((index, entered))
-}
-
-/// Nothing is thrown away because it does not fit: the file as it was stays beside.
-fn keep_copy(file: &dyn LogFile, path: &Path) -> Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".damaged.{}", crate::util::time::now_ms()));
-    let copy = PathBuf::from(name);
-    let keep = || -> std::io::Result<()> {
-        let mut options = std::fs::File::options();
-        let mut to = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&copy)?;
-        std::io::copy(&mut FileReader::new(file, 0), &mut to)?;
-        to.sync_all()
-    };
-    keep().map_err(|e| Error::io("cannot keep a copy", e).at(&copy))?;
-    sync_folder(&copy)?;
-    log::warn!(
-        "end of log does not read, copy kept filename=<{}> copy=<{}>",
-        path.display(),
-        copy.display()
-    );
-    Ok(())
-}
-
-fn starts_as_member(file: &dyn LogFile) -> Result<bool> {
-    let mut magic = [0; 3];
-    let n = file
-        .read_at(&mut magic, 0)
-        .map_err(|e| Error::io("cannot read", e))?;
-    // A shorter file may be the very beginning of one.
-    Ok([0x1f, 0x8b, 8].starts_with(&magic[..n]))
-}
-
+/// What was brought together is durable: the log is synced first, the index committed second.
 fn done(file: &dyn LogFile, index: &Index, end: u64, stamp: i64) -> Result<()> {
     file.sync_data().map_err(|e| Error::io("cannot sync", e))?;
     index.set_meta("acknowledged", end as i64)?;
@@ -732,66 +301,4 @@ fn done(file: &dyn LogFile, index: &Index, end: u64, stamp: i64) -> Result<()> {
     index.set_meta("clock", 0)?;
     index.set_meta("stamp", stamp)?;
     index.commit()
-}
-
-/// Where the file can end behind the last line that belongs.
-enum Ending {
-    /// Sealed; the new length.
-    At(u64),
-    /// No flush point stood exactly there: the file was cut to this length, before it, and the
-    /// index must be built anew.
-    Before(u64),
-}
-
-/// Whether an unsealed file ends at a flush, right behind the last line that belongs.
-fn ends_flushed(file: &dyn LogFile, good: reindex::Good, len: u64) -> Result<bool> {
-    let member = FileReader::until(file, good.member, len);
-    let point =
-        last_flush_point(member, good.plain).map_err(|e| Error::io("cannot read log", e))?;
-    Ok(good.sealed_end.is_none()
-        && point.is_some_and(|p| p.plain == good.plain && good.member + p.compressed == len))
-}
-
-/// Makes the file end, sealed, behind the last line that belongs. Before anything of the first
-/// `acknowledged` bytes goes, `keep` is called.
-fn cut_and_seal(
-    file: &dyn LogFile,
-    index: &Index,
-    good: reindex::Good,
-    chunk: Option<i64>,
-    len: u64,
-    acknowledged: u64,
-    keep: &dyn Fn() -> Result<()>,
-) -> Result<Ending> {
-    let fail = |e| Error::io("cannot seal", e);
-    let set_len = |to: u64| {
-        if to < acknowledged {
-            keep()?;
-        }
-        file.set_len(to).map_err(fail)
-    };
-    if let Some(end) = good.sealed_end {
-        if end < len {
-            set_len(end)?;
-        }
-        return Ok(Ending::At(end));
-    }
-    let member = FileReader::until(file, good.member, len);
-    let Some(point) = last_flush_point(member, good.plain).map_err(fail)? else {
-        set_len(good.member)?;
-        return Ok(Ending::Before(good.member));
-    };
-    let cut = good.member + point.compressed;
-    let seal = seal_bytes(point.crc, point.plain);
-    set_len(cut)?;
-    file.write_at(&seal, cut).map_err(fail)?;
-    let end = cut + seal.len() as u64;
-    if point.plain != good.plain {
-        return Ok(Ending::Before(end));
-    }
-    if let Some(id) = chunk {
-        let hash = reindex::hash(file, good.member, end - good.member)?;
-        index.end_chunk(id, end - good.member, point.plain, &hash)?;
-    }
-    Ok(Ending::At(end))
 }
