@@ -223,6 +223,13 @@ def killed_behind(rig):
     expect("may hold them still: " + path + ".damaged.1795442465123" in said, "what is left", [said])
     expect("message=%s previous=0" % held[2] in record(rig), "its end is on record")
     expect("no body" in asked(rig, "erase", "--force", "tristan", held[2], code=1), "and not twice")
+    for n in range(1, 20):
+        expect(not killed_at(rig, n, "erase", "--force", "tristan", held[3]), "it is killed (%d)" % n)
+        if not holders("tristan", held[3]):
+            break
+    asked(rig, "rename", "tristan", "isolde")
+    asked(rig, "erase", "--force", "isolde", held[3])
+    expect("user=<isolde> message=%s previous=0" % held[3] in record(rig), "its end is on record")
 
 
 @case("of a whole backup: killed at each removal, run again nothing is left and nothing comes back")
@@ -341,6 +348,11 @@ def elsewhere(rig):
     said = asked(rig, "erase", "ilja", held[4], code=1)
     expect("no body of message %s; %s has it" % (held[4], former(rig, "ilja")) in said, "where it is", [said])
     expect(held[4] not in record(rig), "nothing is on record")
+    # In a previous log of it alone.
+    expect_equal(holders("ilja", held[4]), [rig.to.data_file(former(rig, "ilja"))], "logs that have it")
+    copy(holders("ilja", held[4])[0], rig.to.data_file(former(rig, "ilja")) + ".1795442465")
+    said = asked(rig, "erase", "ilja", held[4], code=1)
+    expect_equal(said.count("%s has it" % former(rig, "ilja")), 1, "named once")
     said = asked(rig, "erase", former(rig, "ilja"), held[4], code=77)
     expect("was still in user/ilja, UID 4, when this was deleted: --force" in said, "how it goes", [said])
     asked(rig, "erase", "--force", former(rig, "ilja"), held[4])

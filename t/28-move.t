@@ -652,9 +652,44 @@ def killed_undo(rig):
     traced(rig, "delete", "--undo", "quirin", inject="rename,renameat,renameat2:signal=KILL:when=2")
     expect(key in rig.to.data_files(), "its entry as a deleted one is there still")
     move(rig, "quirin", "two")
+    # Killed before the first name: the deleted one does not move away from under its owner.
+    expect_equal(rig.to.tool("delete", "quirin").code, 0, "delete")
+    key = [b["key"] for b in rig.to.json("list", "--deleted")["backups"] if b["userid"] == "quirin"][0]
+    traced(rig, "delete", "--undo", "quirin", inject="rename,renameat,renameat2:signal=KILL:when=1")
+    expect("being brought back" in move(rig, key, "default", code=75), "why")
+    done = rig.to.tool("erase", "--whole", key)
+    expect(done.code == 75 and "being brought back" in done.err, "nor is it erased alone", [str(done)])
+    move(rig, "quirin", "default")
+    expect(key not in rig.to.data_files(), "it is brought back first")
+    lone(rig, "quirin")
+    rig.whole("quirin")
     expect(key not in rig.to.data_files(), "and goes")
     lone(rig, "quirin")
     rig.whole("quirin")
+
+
+@case("killed, and the old partition is not mounted: nothing is forgotten, and the erased does not come back")
+def unmounted(rig):
+    made(rig, "rolf")
+    guid = rig.to.json("messages", "rolf")["messages"][0]["guid"]
+    old = rig.to.data_file("rolf")
+    traced(rig, "move", "--to", "two", "rolf", inject="unlink,unlinkat:signal=KILL:when=1", only=old)
+    expect(os.path.exists(old) and place(rig, "rolf") == "two", "the old log is left")
+    folder = os.path.dirname(old)
+    os.rename(folder, rig.to.tree + "/away")
+    try:
+        done = rig.to.tool("erase", "--force", "rolf", guid)
+        expect(done.code == 0 and "may hold them still: " + old in done.out, "where it may be is told", [str(done)])
+        expect(noted(rig, old), "the move is on record still")
+        done = rig.to.tool("rename", "rolf", "ralf")
+        expect(done.code == 75 and old in done.err, "not renamed", [str(done)])
+    finally:
+        os.rename(rig.to.tree + "/away", folder)
+    move(rig, "rolf", "two")
+    expect(not os.path.exists(old), "the old log is removed")
+    lone(rig, "rolf")
+    expect(guid not in logfile.bodies(rig.to.data_file("rolf")), "it is nowhere")
+    expect(not noted(rig, old), "nothing is on record")
 
 
 @case("killed, and nothing is left: renamed as ever, and nothing is on record")

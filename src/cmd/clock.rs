@@ -7,6 +7,8 @@ use crate::store::clock::{Ran, SETTLED, Uptime, Verdict, limit};
 use crate::sys::clock::uptime;
 use crate::util::time::{Timestamp, iso, now};
 use getopts::Options;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// The option by which a clock is believed at once.
 pub const OPTION: &str = "clock-is-right";
@@ -27,14 +29,26 @@ pub enum Look {
     Right,
 }
 
-/// From when on what is deleted now is kept: not before the last run that removed by the clock, in case that
-/// is slow now.
-pub fn kept_from(c: &Context) -> Timestamp {
+/// From when on a backup that is deleted now is kept, in case the clock is slow: not before its log was
+/// written to last or anything was removed by the clock, but for that no more than twice its time of grace.
+pub fn kept_from(c: &Context, log: &Path) -> Timestamp {
     let ran = c.compacted().ran().unwrap_or_else(|e| {
         log::warn!("the last run is not known: {e}");
         None
     });
-    now().max(Timestamp(ran.map_or(i64::MIN, |ran| ran.time)))
+    let written = std::fs::metadata(log).map(|m| m.mtime());
+    let now = now();
+    let known = ran.map(|ran| ran.time).max(written.ok());
+    let grace = i64::try_from(c.config.backup_delete_grace().as_secs()).unwrap_or(i64::MAX);
+    let most = now.0.saturating_add(grace);
+    let from = Timestamp(known.unwrap_or(now.0).min(most)).max(now);
+    if from != now {
+        log::warn!(
+            "the clock is behind what was done by it: kept as if deleted at {}",
+            iso(from)
+        );
+    }
+    from
 }
 
 /// Looks at the clock. `None`: it is believed. Else why not, of kind `Denied`.

@@ -101,15 +101,9 @@ fn delete(keys: &[String], c: &Context, wait: Wait) -> Result<Done> {
         level: c.config.backup_ingest_level(),
         chunk_max: c.config.backup_chunk_max(),
     };
-    former::delete(
-        &catalog,
-        key,
-        wait,
-        settings,
-        &c.namespace,
-        clock::kept_from(c),
-    )
-    .map(Done::Deleted)
+    let path = catalog.lookup(key)?.unwrap_or_default();
+    let from = clock::kept_from(c, &path);
+    former::delete(&catalog, key, wait, settings, &c.namespace, from).map(Done::Deleted)
 }
 
 fn undo(keys: &[String], c: &Context, wait: Wait) -> Result<Done> {

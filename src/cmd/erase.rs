@@ -234,6 +234,12 @@ fn messages_of(chosen: &Chosen, args: &Args, c: &Context) -> Result<Gone> {
     let here = in_log(args, c, &key, view.index())?;
     drop(view);
     let scratch = c.config.backup_staging_path();
+    // What a move has left would come back with the next one.
+    let end = || match &chosen.key {
+        Some(_) => moving::end(&c.catalog(), path),
+        None => Ok(Vec::new()),
+    };
+    let unseen = end()?;
     let db = c.config.backup_db_path();
     let mut lacking = Vec::new();
     for guid in args.messages.iter().filter(|guid| !here.contains(guid)) {
@@ -256,15 +262,18 @@ fn messages_of(chosen: &Chosen, args: &Args, c: &Context) -> Result<Gone> {
     if let Some(guid) = lacking.first() {
         let mut what = format!("no body of message {guid}");
         let owner = former::owner_of(&key).unwrap_or(&key);
-        let elsewhere = Others::ask(c, path, Some(owner), |index| having(index, &[*guid]))?;
-        for (other, _) in elsewhere.have {
+        let (others, mut left) = elsewhere(c, path, owner, Some(owner), &[*guid])?;
+        left.extend(unseen);
+        for (other, _) in others.have {
             what.push_str(&format!("; {other} has it"));
         }
+        for other in others.unasked {
+            what.push_str(&format!("; {other} could not be asked"));
+        }
+        for file in names(&left) {
+            what.push_str(&format!("; may hold it: {file}"));
+        }
         return Err(Error::new(Kind::NotFound, what).for_user(&key));
-    }
-    // What a move has left would come back with the next one.
-    if chosen.key.is_some() {
-        moving::end(&c.catalog(), path)?;
     }
     let now = now();
     let of = match former::is_former(&key) {
@@ -313,9 +322,7 @@ fn messages_of(chosen: &Chosen, args: &Args, c: &Context) -> Result<Gone> {
         Some(key) => Ok(c.catalog().lookup(key)?.as_ref() == Some(path)),
         None => Ok(true),
     })?;
-    if chosen.key.is_some() {
-        moving::end(&c.catalog(), path)?;
-    }
+    let unseen = end()?;
     for owner in &owners_then {
         for guid in &args.messages {
             let n = removed.len();
@@ -323,20 +330,40 @@ fn messages_of(chosen: &Chosen, args: &Args, c: &Context) -> Result<Gone> {
             erased::append(&db, now, &what)?;
         }
     }
-    let mut left = beside::beside(path)?.aside;
     let owner = former::owner_of(&key).unwrap_or(&key);
-    for other in lying_about(c, owner, std::slice::from_ref(path))? {
+    let (others, mut left) = elsewhere(c, path, owner, None, &args.messages)?;
+    left.extend(unseen);
+    Ok(Gone {
+        key,
+        messages: args.messages.len(),
+        removed,
+        left,
+        others,
+    })
+}
+
+/// Who else has messages, and files that may: what is set aside beside the backup at `path` or lies about, and
+/// what is beside the owner's other backups, live or deleted. Asked are all backups, or only those of one owner.
+fn elsewhere(
+    c: &Context,
+    path: &Path,
+    owner: &str,
+    asked: Option<&str>,
+    messages: &[Guid],
+) -> Result<(Others<Guid>, Vec<PathBuf>)> {
+    let mut left = beside::beside(path)?.aside;
+    for other in lying_about(c, owner, &[path.to_owned()])? {
         left.extend(other.files);
     }
-    let mut others = Others::ask(c, path, None, |index| having(index, &args.messages))?;
-    // What is beside his other backups, live or deleted.
+    let mut others = Others::ask(c, path, asked, |index| having(index, messages))?;
+    let scratch = c.config.backup_staging_path();
     for (other, its) in c.catalog().list()? {
         if its == *path || former::owner_of(&other).unwrap_or(&other) != owner {
             continue;
         }
         let kept = beside::beside(&its)?;
         for log in &kept.previous {
-            for guid in beside::holds(log, &args.messages, &scratch) {
+            for guid in beside::holds(log, messages, &scratch) {
                 let one = (other.clone(), guid);
                 if !others.have.contains(&one) {
                     others.have.push(one);
@@ -345,13 +372,7 @@ fn messages_of(chosen: &Chosen, args: &Args, c: &Context) -> Result<Gone> {
         }
         left.extend(kept.aside);
     }
-    Ok(Gone {
-        key,
-        messages: args.messages.len(),
-        removed,
-        left,
-        others,
-    })
+    Ok((others, left))
 }
 
 /// What lies in the partitions without an entry and may be of an owner.

@@ -89,6 +89,7 @@ fn one(
         },
         others: &others,
     };
+    former::settle_back(&c.catalog(), &key, &chosen.path, &c.namespace)?;
     let total = std::fs::metadata(&chosen.path).map_or(0, |m| m.len());
     let progress = Progress::new(&plain(&chosen.name()), total);
     to_folder(&c.catalog(), &key, way, &mut |at| progress.at(at))

@@ -78,13 +78,17 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         if let Some(what) = former::interrupted(&found.path) {
             found.why = Some(what.into());
         }
-        if found
-            .key
-            .as_ref()
-            .is_some_and(|key| unsettled.contains(key))
-        {
-            found.change = None;
-        }
+    }
+    let is_unsettled = |found: &Finding| {
+        let path = match found.what {
+            What::Missing => Some(found.path.clone()),
+            What::Deleted => former::split(&found.path).map(|(before, _)| before),
+            _ => None,
+        };
+        path.is_some_and(|path| unsettled.contains(&path))
+    };
+    for found in findings.iter_mut().filter(|f| is_unsettled(f)) {
+        found.change = None;
     }
     settled.append(&mut findings);
     findings = settled;
@@ -118,9 +122,9 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     })
 }
 
-/// Ends deletions, and what brought backups back, where that was interrupted: what was ended, and whose could
-/// not be. What does not read is told by the comparison.
-fn settle(catalog: &Catalog, c: &Context) -> (Vec<Finding>, HashSet<String>) {
+/// Ends deletions, and what brought backups back, where that was interrupted: what was ended, and the paths of
+/// logs for which it could not be. What does not read is told by the comparison.
+fn settle(catalog: &Catalog, c: &Context) -> (Vec<Finding>, HashSet<PathBuf>) {
     let (mut done, mut failed) = (Vec::new(), HashSet::new());
     for (key, path) in catalog.list().unwrap_or_default() {
         if path.exists() || former::is_former(&key) {
@@ -144,7 +148,7 @@ fn settle(catalog: &Catalog, c: &Context) -> (Vec<Finding>, HashSet<String>) {
             }
             Err(e) => {
                 c.complain(&key, &e);
-                failed.insert(key);
+                failed.insert(path);
             }
         }
     }
@@ -183,6 +187,7 @@ fn as_text(f: &Finding, fix: bool) -> String {
     match (&f.change, f.fixed) {
         (Some(Some(path)), true) => text.push_str(&format!(": entry set to {}", path.display())),
         (Some(None), true) => text.push_str(": entry removed"),
+        (None, true) => {}
         _ if fix => text.push_str(": not fixed"),
         (Some(_), false) => text.push_str(": --fix would change that"),
         (None, _) => {}

@@ -78,12 +78,24 @@ pub fn messages(backups_db: &Path, key: &str) -> Result<HashSet<Guid>> {
     Ok(said(backups_db)?.iter().filter_map(guid).collect())
 }
 
-/// Whether the last thing said of a message of `key` is that its erasure was begun.
+/// Whether the last thing said of a message of `key` is that its erasure was begun, or of those it was
+/// inherited from.
 pub fn is_begun(backups_db: &Path, key: &str, guid: Guid) -> Result<bool> {
     let start = format!("message={guid} ");
-    let said = about(backups_db, key)?;
-    let last = said.iter().rev().find_map(|what| what.strip_prefix(&start));
-    Ok(last.is_some_and(|what| what.split(' ').next() == Some("begun")))
+    let mut key = key.to_owned();
+    // As often as a user is renamed, at the most.
+    for _ in 0..64 {
+        let said = about(backups_db, &key)?;
+        let last = said.iter().rev().find_map(|what| what.strip_prefix(&start));
+        let Some(last) = last else {
+            return Ok(false);
+        };
+        match last.strip_prefix("of=<").and_then(|of| of.split_once('>')) {
+            Some((of, _)) => key = of.to_owned(),
+            None => return Ok(last.split(' ').next() == Some("begun")),
+        }
+    }
+    Ok(false)
 }
 
 /// Says that messages which were erased of `from` are erased of `to`, too: those that `is_his`, unless it

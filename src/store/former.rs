@@ -14,8 +14,7 @@
 //! another path or owner. Removal unlinks what is beside the log first, the log after that, the entry last, and
 //! so can be begun again.
 //!
-//! A clock that is slow when a backup is deleted must not shorten its grace: the time in its name is never
-//! before the log was written to last.
+//! The time in its name is later than in those of the owner's other deleted backups.
 //!
 //! Fails with `Locked`, `NotFound`, `Exists`, `Io` and the kinds of the catalogue.
 
@@ -33,7 +32,6 @@ use crate::util::time::Timestamp;
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -189,9 +187,10 @@ pub fn delete(
     };
     still(catalog, key, &path)?;
     finish(catalog, key, &path)?;
-    let written = lock.file().metadata();
-    let written = written.map_err(|e| Error::io("cannot look at", e).at(&path))?;
-    let mut time = now.0.max(written.mtime());
+    // Later than the others of the same owner: the last is brought back first.
+    let others = list(catalog, Some(key))?.into_iter();
+    let last = others.filter_map(|f| f.deleted).max();
+    let mut time = now.0.max(last.map_or(i64::MIN, |t| t.0.saturating_add(1)));
     let to = loop {
         let to = with(&path, &format!("{MARK}{time}"));
         let taken = to.try_exists();
@@ -283,6 +282,34 @@ pub fn settle(
     Ok(None)
 }
 
+/// Ends bringing back the backup of `owner` whose log belongs at `path`, should that have been interrupted
+/// before the log was there.
+pub fn settle_back(catalog: &Catalog, owner: &str, path: &Path, ns: &Namespace) -> Result<()> {
+    if is_there(path)? {
+        return Ok(());
+    }
+    let is_it = |f: &Former| split(&f.path).is_some_and(|(before, _)| before == path);
+    if list(catalog, Some(owner))?.iter().any(is_it) {
+        settle(catalog, owner, path, ns)?;
+    }
+    Ok(())
+}
+
+/// Refuses with `Locked` what is to be done to a deleted backup while it is being brought back, or that
+/// was interrupted. Any other key is fine.
+pub fn at_rest(catalog: &Catalog, key: &str, path: &Path) -> Result<()> {
+    let Some(former) = former(key.to_owned(), path.to_owned()) else {
+        return Ok(());
+    };
+    match in_place(catalog, &former)? {
+        None => Ok(()),
+        Some(_) => {
+            let what = "it is being brought back, or that was interrupted: delete --undo ends it";
+            Err(Error::new(Kind::Locked, what).for_user(key))
+        }
+    }
+}
+
 /// What to say where the log at `path` was not found: that its deletion was not finished, if that is why.
 pub fn explain(e: Error, path: &Path) -> Error {
     match interrupted(path) {
@@ -342,11 +369,15 @@ pub fn undo(catalog: &Catalog, former: &Former, wait: Wait) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Where a backup belongs, if it is one that is being brought back.
+/// Where a backup belongs, if it is one that is being brought back. If a log lies at both places it is not:
+/// one is a copy that somebody put there.
 fn in_place(catalog: &Catalog, former: &Former) -> Result<Option<PathBuf>> {
     let Some((path, _)) = split(&former.path) else {
         return Ok(None);
     };
+    if is_there(&path)? && is_there(&former.path)? {
+        return Ok(None);
+    }
     let owner = catalog.lookup(&former.owner)?;
     Ok(owner.filter(|now| *now == path))
 }
@@ -393,7 +424,7 @@ pub fn finish(catalog: &Catalog, owner: &str, path: &Path) -> Result<()> {
 
 /// Removes for good the deleted backups whose time of grace is over; hands each to `tell`. One that
 /// fails does not keep the others. Each is on record before it goes. A bringing back that was interrupted is
-/// ended first, and an entry of which there is no log goes without a word.
+/// ended first. An entry of which there is no log goes only if it is on record that it was removed.
 pub fn expire(
     catalog: &Catalog,
     grace: Duration,
@@ -417,6 +448,18 @@ pub fn expire(
         if deleted.0.saturating_add(grace) > now.0 {
             continue;
         }
+        if !is_there(&former.path)? {
+            let until = erased::until(catalog.path(), &former.owner)?;
+            if until.is_none_or(|until| until < deleted.0) {
+                let what =
+                    "its log is missing: is its partition mounted? rescan --fix removes the entry";
+                tell(
+                    &former,
+                    Err(Error::new(Kind::NotFound, what).at(&former.path)),
+                )?;
+                continue;
+            }
+        }
         let record = || erased::whole(catalog.path(), now, &former.owner, deleted, "expired");
         let removed = remove(catalog, &former, Wait::No, &record);
         if !matches!(&removed, Ok(removed) if removed.files.is_empty()) {
@@ -435,6 +478,7 @@ pub fn remove(
     record: &dyn Fn() -> Result<()>,
 ) -> Result<Removed> {
     let path = &former.path;
+    at_rest(catalog, &former.key, path)?;
     let mut removed = Removed::default();
     match DataLock::acquire(path, wait, Create::No) {
         Ok(lock) => {
@@ -460,12 +504,18 @@ pub fn remove(
             drop(lock);
         }
         Err(e) if e.kind() == Kind::NotFound && path.parent().is_some_and(Path::is_dir) => {
-            // It went already, or is elsewhere: its index has no use.
+            // It went already, or is elsewhere: its index has no use here.
             index::remove(&index::path_of(path))?;
+            log::warn!("no log of a deleted backup filename=<{}>", path.display());
         }
         Err(e) => return Err(e.for_user(&former.key)),
     }
-    catalog.remove(&former.key)?;
+    let is = [(former.key.as_str(), Some(path.as_path()))];
+    match catalog.exchange(&is, &[(former.key.clone(), None)]) {
+        // It has moved meanwhile.
+        Err(e) if e.kind() == Kind::Changed => {}
+        done => done?,
+    }
     log::info!(
         "deleted backup removed user=<{}> filename=<{}> files={} bytes={}",
         former.owner,

@@ -76,6 +76,7 @@ pub fn to_folder(
         let missing = || Error::new(Kind::NotFound, "no backup").for_user(key);
         let from = catalog.lookup(key)?.ok_or_else(missing)?;
         let name = from.file_name().ok_or_else(missing)?;
+        former::at_rest(catalog, key, &from)?;
         let folders = way.others.iter().map(PathBuf::as_path);
         let folders: Vec<&Path> = folders.chain([way.folder]).collect();
         match remove_others(catalog, &from, &folders) {

@@ -58,6 +58,7 @@ pub fn rename(
     if catalog.lookup(new)?.is_some() {
         return Err(taken());
     }
+    former::settle_back(catalog, old, &path, ns)?;
     // A log that does not name itself yet will name the new owner.
     let mut backup = Backup::open(&path, new, wait, Create::No, settings)
         .map_err(|e| former::explain(e, &path))?;
@@ -67,7 +68,8 @@ pub fn rename(
     }
     former::finish(catalog, old, &path)?;
     if let Some(left) = moving::unended(catalog, &path)? {
-        let what = "a move of it was interrupted and left that: move --to PARTITION ends it first";
+        let what = "a move of it was interrupted and left that, or may have where the folder is not there now: \
+                    move --to PARTITION ends it first";
         return Err(Error::new(Kind::Locked, what).at(&left).for_user(old));
     }
     // Before anything says the new name: what was erased of the one is erased of the other.

@@ -198,6 +198,15 @@ pub fn apply(catalog: &Catalog, findings: &mut [Finding]) -> Result<()> {
             Err(e) if e.kind() == Kind::Damaged => None,
             now => now?,
         };
+        if found.what == What::Deleted {
+            // Somebody may delete it just now, or bring it back.
+            let before = former::split(&found.path).map(|(before, _)| before);
+            let mut entries = catalog.list()?.into_iter().map(|(_, path)| path);
+            if entries.any(|path| path == found.path || before.as_ref() == Some(&path)) {
+                found.why = Some("the entry has changed meanwhile".into());
+                continue;
+            }
+        }
         let is_new = matches!(found.what, What::Orphan | What::Deleted);
         let before = (!is_new).then_some(&found.path);
         if now.is_some() && now.as_ref() != before {

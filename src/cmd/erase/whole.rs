@@ -2,7 +2,6 @@
 
 use super::{Args, Others, lying_about, names, tell_left, tell_unasked};
 use crate::cmd::args::usage;
-use crate::cmd::clock;
 use crate::cmd::output::{Out, plain};
 use crate::cmd::select::Select;
 use crate::cmd::{Context, Outcome, say, status};
@@ -95,14 +94,7 @@ fn whole(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<(String
     for key in keys.iter().filter(|key| !former::is_former(key)) {
         if catalog.lookup(key)?.is_some() {
             // Out of use first: what is interrupted from here on is at least deleted.
-            former::delete(
-                &catalog,
-                key,
-                wait,
-                c.settings(),
-                &c.namespace,
-                clock::kept_from(c),
-            )?;
+            former::delete(&catalog, key, wait, c.settings(), &c.namespace, now())?;
             owner = Some(key.clone());
             break;
         }

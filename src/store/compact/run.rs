@@ -276,10 +276,11 @@ fn make(
     };
     let old_lock = backup.into_lock()?;
     switch::like(path, lock.path(), &new_index)?;
+    switch::check(path, lock.file())?;
     report.previous = previous
         .map(|(mark, number)| switch::keep(path, mark, number))
         .transpose()?;
-    switch::switch(path, lock.file(), &new_index)?;
+    switch::switch(path, &new_index)?;
     drop(old_lock);
     Ok(report)
 }

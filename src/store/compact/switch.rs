@@ -76,9 +76,8 @@ pub(super) fn keep(data: &Path, mark: &str, number: i64) -> Result<PathBuf> {
     }
 }
 
-/// Switches. `new` is a closed, synced index; the new log is synced. Both locks are held, `made` is the new
-/// log: if another file has its name by now, nothing is done, and that is `Locked`.
-pub(super) fn switch(data: &Path, made: &File, new: &Path) -> Result<()> {
+/// Whether the new log is still the file that was `made`; else that is `Locked`.
+pub(super) fn check(data: &Path, made: &File) -> Result<()> {
     let log = new_path(data);
     let fail = |e| Error::io("cannot look at", e).at(&log);
     let (is, was) = (fs::symlink_metadata(&log), made.metadata());
@@ -86,7 +85,12 @@ pub(super) fn switch(data: &Path, made: &File, new: &Path) -> Result<()> {
     if (is.dev(), is.ino()) != (was.dev(), was.ino()) {
         return Err(Error::new(Kind::Locked, "is not what was made").at(&log));
     }
-    rename(&log, data)?;
+    Ok(())
+}
+
+/// Switches. `new` is a closed, synced index; the new log is synced, and [`check`]ed. Both locks are held.
+pub(super) fn switch(data: &Path, new: &Path) -> Result<()> {
+    rename(&new_path(data), data)?;
     sync_folder(data)?;
     // From here on the new log counts: whoever opens it completes what fails now.
     place_index(data, new)
@@ -164,14 +168,15 @@ mod tests {
         }
         let made = File::open(&log).unwrap();
         fs::rename(&log, dir.join("away")).unwrap();
-        let gone = switch(&data, &made, &index).unwrap_err();
+        let gone = check(&data, &made).unwrap_err();
         assert_eq!(gone.kind(), Kind::NotFound);
         fs::write(&log, "another").unwrap();
-        let other = switch(&data, &made, &index).unwrap_err();
+        let other = check(&data, &made).unwrap_err();
         assert_eq!(other.kind(), Kind::Locked);
         assert_eq!(fs::read(&data).unwrap(), b"old");
         fs::rename(dir.join("away"), &log).unwrap();
-        switch(&data, &made, &index).unwrap();
+        check(&data, &made).unwrap();
+        switch(&data, &index).unwrap();
         assert_eq!(fs::read(&data).unwrap(), b"made");
         fs::remove_dir_all(&dir).unwrap();
     }

@@ -71,10 +71,22 @@ impl Note {
         }
     }
 
+    fn ends(&self) -> impl Iterator<Item = &PathBuf> {
+        [Some(&self.to), self.from.as_ref()].into_iter().flatten()
+    }
+
     /// The folders of both ends.
     fn folders(&self) -> impl Iterator<Item = &Path> {
-        let ends = [Some(&self.to), self.from.as_ref()];
-        ends.into_iter().flatten().filter_map(|path| path.parent())
+        self.ends().filter_map(|path| path.parent())
+    }
+
+    /// Ends that cannot be looked at: the folder is not there, as when a partition is not mounted.
+    fn unseen(&self) -> Vec<PathBuf> {
+        let is_there = |path: &Path| path.parent().is_some_and(Path::is_dir);
+        self.ends()
+            .filter(|path| !is_there(path))
+            .cloned()
+            .collect()
     }
 }
 
@@ -123,8 +135,11 @@ impl Trace {
         Ok(text.and_then(|text| Note::parse(&text)))
     }
 
-    /// Nothing is left of that move; another may have begun meanwhile.
+    /// Nothing is left of that move where it was looked for; another may have begun meanwhile.
     fn ended(&self, note: &Note) -> Result<()> {
+        if !note.unseen().is_empty() {
+            return Ok(());
+        }
         match self.note()? {
             Some(now) if now == *note => self.done(),
             _ => Ok(()),
@@ -162,15 +177,17 @@ pub(super) fn remove_others(catalog: &Catalog, live: &Path, folders: &[&Path]) -
 }
 
 /// Ends what an interrupted move of the backup at `live` has left, if one is on record and nobody is at it.
-/// What is not known for sure to be of that move stays.
-pub fn end(catalog: &Catalog, live: &Path) -> Result<()> {
-    if Trace::of(catalog, live).note()?.is_none() {
-        return Ok(());
-    }
+/// What is not known for sure to be of that move stays. Paths at which something may be left and that could not be
+/// looked at.
+pub fn end(catalog: &Catalog, live: &Path) -> Result<Vec<PathBuf>> {
+    let Some(note) = Trace::of(catalog, live).note()? else {
+        return Ok(Vec::new());
+    };
     match remove_others(catalog, live, &[]) {
-        Err(e) if matches!(e.kind(), Kind::Locked | Kind::Exists | Kind::Changed) => Ok(()),
-        done => done,
+        Err(e) if matches!(e.kind(), Kind::Locked | Kind::Exists | Kind::Changed) => {}
+        done => done?,
     }
+    Ok(note.unseen())
 }
 
 /// What may be left of a move of the log at `live`, which is locked, where it began or went: the next
@@ -191,6 +208,9 @@ pub fn unended(catalog: &Catalog, live: &Path) -> Result<Option<PathBuf>> {
     let new = with(&note.to, ".new");
     if !is_same(&note.to, live) && new.exists() {
         return Ok(Some(new));
+    }
+    if let Some(unseen) = note.unseen().pop() {
+        return Ok(Some(unseen));
     }
     trace.done()?;
     Ok(None)
