@@ -447,6 +447,10 @@ def copied(rig):
     expect("rita: a log without an entry" in said and rig.to.data_file("rita") == path, "it is entered", [said])
     asked(rig, "compact", "-A")
     expect_equal(len(deleted(rig, "rita")), 1, "the deleted one stays")
+    tool = ["/usr/lib/cyrus/bin/cyr_dbtool", "-C", rig.to.conf, rig.to.tree + "/conf/backups.db", "twoskip"]
+    run_command(tool + ["delete", deleted(rig, "rita")[0]["key"]])
+    asked(rig, "rescan", "--fix")
+    expect_equal([o["path"] for o in deleted(rig, "rita")], [gone], "rescan enters it again")
     rig.to.write_conf(backup_delete_grace="1s")
     try:
         time.sleep(1.1)

@@ -24,7 +24,9 @@ use super::reader::{Reader, Stale};
 use super::reindex;
 use crate::error::{Error, Kind, Result};
 use crate::sys::fs::sync_folder;
-use left::{Trace, all_of, are_equal, asides, is_same, remove_all, remove_moved, remove_others};
+use left::{
+    Trace, all_of, are_equal, asides, is_same, remove_all, remove_moved, remove_others, unseen,
+};
 pub use left::{end, unended};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
@@ -94,6 +96,11 @@ pub fn to_folder(
                 under_lock: 0,
                 left: None,
             });
+        }
+        if let Some(unseen) = unseen(catalog, &from)? {
+            let what = "a move of it was interrupted, and what that left may lie where the folder is missing now: \
+                        mount its partition, or make the folder if it is gone for good";
+            return Err(Error::new(Kind::Io, what).at(&unseen));
         }
         make_folder(way.folder)?;
         if let Some(moved) = once(catalog, key, &from, &to, way, progress)? {

@@ -68,7 +68,7 @@ pub fn rename(
     }
     former::finish(catalog, old, &path)?;
     if let Some(left) = moving::unended(catalog, &path)? {
-        let what = "a move of it was interrupted and left that, or may have where the folder is not there now: \
+        let what = "a move of it was interrupted and left that, or may have if its partition is not mounted: \
                     move --to PARTITION ends it first";
         return Err(Error::new(Kind::Locked, what).at(&left).for_user(old));
     }

@@ -202,6 +202,7 @@ pub fn apply(catalog: &Catalog, findings: &mut [Finding]) -> Result<()> {
             // Somebody may delete it just now, or bring it back.
             let before = former::split(&found.path).map(|(before, _)| before);
             let mut entries = catalog.list()?.into_iter().map(|(_, path)| path);
+            let before = before.filter(|path| !path.exists());
             if entries.any(|path| path == found.path || before.as_ref() == Some(&path)) {
                 found.why = Some("the entry has changed meanwhile".into());
                 continue;

@@ -190,6 +190,12 @@ pub fn end(catalog: &Catalog, live: &Path) -> Result<Vec<PathBuf>> {
     Ok(note.unseen())
 }
 
+/// Where an interrupted move of the backup at `live` may have left something and the folder is not there.
+pub(super) fn unseen(catalog: &Catalog, live: &Path) -> Result<Option<PathBuf>> {
+    let note = Trace::of(catalog, live).note()?;
+    Ok(note.and_then(|note| note.unseen().pop()))
+}
+
 /// What may be left of a move of the log at `live`, which is locked, where it began or went: the next
 /// move will tell. If nothing is, nothing is on record any more.
 pub fn unended(catalog: &Catalog, live: &Path) -> Result<Option<PathBuf>> {
