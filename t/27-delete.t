@@ -386,6 +386,28 @@ def no_log(rig):
     expect(key not in rig.to.data_files(), "its entry goes")
 
 
+@case("an entry without a log stays, too, when a later one of the same owner has gone")
+def no_log_older(rig):
+    made(rig, "ida")
+    asked(rig, "delete", "ida")
+    first = deleted(rig, "ida")[0]
+    rig.sync("-u", "ida")
+    time.sleep(1.1)
+    asked(rig, "delete", "ida")
+    os.rename(first["path"], rig.to.tree + "/ida")
+    rig.to.write_conf(backup_delete_grace="1s")
+    try:
+        time.sleep(2.1)
+        for _again in range(2):
+            said = asked(rig, "delete", "--expired", code=1)
+            expect("its log is missing" in said, "it is told", [said])
+        expect_equal([b["key"] for b in deleted(rig, "ida")], [first["key"]], "what is left")
+        said = asked(rig, "erase", "--whole", "ida")
+        expect("0 backups" in said and "may hold them still: " + first["path"] in said, "what is said", [said])
+    finally:
+        rig.to.write_conf(backup_delete_grace="30d")
+
+
 @case("begun to be deleted and locked: rescan leaves it as it is, and ends it later as it was begun")
 def locked_rescan(rig):
     made(rig, "nina")
@@ -461,27 +483,76 @@ def copied(rig):
     rig.whole("rita")
 
 
-@case("a clock that is slow does not shorten the time of grace")
+@case("a clock that is slow does not shorten the time of grace; one that is quite wrong is refused")
 def slow_clock(rig):
     made(rig, "paul")
     path = rig.to.data_file("paul")
     # What was written to last by a clock that is right is ahead of one that is slow.
-    later = int(time.time()) + 40 * 86400
+    later = int(time.time()) + 20 * 86400
     os.utime(path, (later, later))
     said = asked(rig, "delete", "paul")
     expect("the clock is behind" in said, "it is told", [said])
-    # That it is ahead of is no reason to keep it for ever.
-    most = int(time.time()) + 30 * 86400
-    expect(most - 60 <= deleted(rig, "paul")[0]["deleted"] <= most, "from when on it is kept")
+    expect_equal(deleted(rig, "paul")[0]["deleted"], later, "from when on it is kept")
     made(rig, "pina")
     tool = ["/usr/lib/cyrus/bin/cyr_dbtool", "-C", rig.to.conf, "-n", rig.to.tree + "/conf/backups.db.compacted", "twoskip"]
     asked(rig, "compact", "-A")
     run_command(tool + ["set", "%RAN", str(later)])
     try:
         asked(rig, "delete", "pina")
+        expect_equal(deleted(rig, "pina")[0]["deleted"], later, "from when on it is kept")
+        rig.sync("-u", "pina")
+        run_command(tool + ["set", "%RAN", str(later + 20 * 86400)])
+        said = asked(rig, "delete", "pina", code=77)
+        expect("40 days behind" in said or "39 days behind" in said, "why", [said])
+        rig.whole("pina")
+        asked(rig, "delete", "--clock-is-right", "pina")
+        expect(all(b["deleted"] <= later + 1 for b in deleted(rig, "pina")), "by this clock then")
     finally:
         run_command(tool + ["delete", "%RAN"])
-    expect(most - 60 <= deleted(rig, "pina")[0]["deleted"] <= most + 60, "from when on it is kept")
+
+
+@case("a folder that does not read keeps no other deleted backup")
+def unreadable(rig):
+    for user in ("jakob", "xenia"):
+        made(rig, user)
+        asked(rig, "delete", user)
+    folder = os.path.dirname(rig.to.data_file(deleted(rig, "jakob")[0]["key"]))
+    os.rename(folder, folder + ".away")
+    with open(folder, "w") as file:
+        sandbox.owned(file.name)
+    rig.to.write_conf(backup_delete_grace="1s")
+    try:
+        time.sleep(1.1)
+        said = asked(rig, "delete", "--expired", code=1)
+        expect("%FORMER/jakob/" in said, "it is told", [said])
+    finally:
+        os.unlink(folder)
+        os.rename(folder + ".away", folder)
+        rig.to.write_conf(backup_delete_grace="30d")
+    expect_equal((len(deleted(rig, "jakob")), deleted(rig, "xenia")), (1, []), "deleted ones left")
+
+
+@case("erased whole while it is brought back: nothing of it is left, or that is said")
+def erased_meanwhile(rig):
+    for n in range(4):
+        user = "zoe%d" % n
+        made(rig, user)
+        asked(rig, "delete", user)
+        both = [["delete", "-w", "--undo", user], ["erase", "-w", "--whole", user]]
+        if n % 2:
+            both.reverse()
+        with open(deleted(rig, user)[0]["path"], "r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            waiting = []
+            for words in both:
+                waiting.append(subprocess.Popen(sandbox.as_cyrus([rig.to.path, "-C", rig.to.conf] + words)))
+                time.sleep(0.3)
+        codes = dict(zip((words[0] for words in both), [p.wait(30) for p in waiting]))
+        if codes["erase"] == 0:
+            expect(not any(user in key for key in rig.to.data_files()), "nothing of it is left (%d)" % n, [str(rig.to.data_files())])
+        else:
+            asked(rig, "erase", "--whole", user)
+        expect(codes["erase"] in (0, 1, 75), "status (%d)" % n, [str(codes)])
 
 
 def erased_record(rig):

@@ -683,8 +683,8 @@ def unmounted(rig):
         expect(noted(rig, old), "the move is on record still")
         done = rig.to.tool("rename", "rolf", "ralf")
         expect(done.code == 75 and old in done.err, "not renamed", [str(done)])
-        said = move(rig, "rolf", "default", code=74)
-        expect("mount its partition" in said and old in said, "nor moved", [said])
+        said = move(rig, "rolf", "two", code=74)
+        expect("mount its partition" in said and folder in said and old not in said, "nor moved", [said])
         expect(not os.path.exists(folder) and noted(rig, old), "and nothing is made")
     finally:
         os.rename(rig.to.tree + "/away", folder)
@@ -693,6 +693,22 @@ def unmounted(rig):
     lone(rig, "rolf")
     expect(guid not in logfile.bodies(rig.to.data_file("rolf")), "it is nowhere")
     expect(not noted(rig, old), "nothing is on record")
+
+
+@case("killed, and the old partition is not mounted: erase --whole names what may lie there")
+def unmounted_whole(rig):
+    made(rig, "rosa")
+    old = rig.to.data_file("rosa")
+    traced(rig, "move", "--to", "two", "rosa", inject="unlink,unlinkat:signal=KILL:when=1", only=old)
+    folder = os.path.dirname(old)
+    os.rename(folder, rig.to.tree + "/away")
+    try:
+        done = rig.to.tool("erase", "--whole", "rosa")
+        expect(done.code == 0 and "may hold them still: " + old in done.out, "it is told", [str(done)])
+    finally:
+        os.rename(rig.to.tree + "/away", folder)
+    done = rig.to.tool("erase", "--whole", "rosa")
+    expect_equal((done.code, files_of(rig, "rosa")), (0, []), "erased again")
 
 
 @case("killed, and nothing is left: renamed as ever, and nothing is on record")

@@ -30,8 +30,8 @@ pub enum Look {
 }
 
 /// From when on a backup that is deleted now is kept, in case the clock is slow: not before its log was
-/// written to last or anything was removed by the clock, but for that no more than twice its time of grace.
-pub fn kept_from(c: &Context, log: &Path) -> Timestamp {
+/// written to last or anything was removed by the clock. `Denied` if that is ahead by more than the time of grace and a day.
+pub fn kept_from(c: &Context, log: &Path, look: Look) -> Result<Timestamp> {
     let ran = c.compacted().ran().unwrap_or_else(|e| {
         log::warn!("the last run is not known: {e}");
         None
@@ -39,16 +39,26 @@ pub fn kept_from(c: &Context, log: &Path) -> Timestamp {
     let written = std::fs::metadata(log).map(|m| m.mtime());
     let now = now();
     let known = ran.map(|ran| ran.time).max(written.ok());
-    let grace = i64::try_from(c.config.backup_delete_grace().as_secs()).unwrap_or(i64::MAX);
-    let most = now.0.saturating_add(grace);
-    let from = Timestamp(known.unwrap_or(now.0).min(most)).max(now);
-    if from != now {
-        log::warn!(
-            "the clock is behind what was done by it: kept as if deleted at {}",
-            iso(from)
+    let Some(known) = known.filter(|known| *known > now.0 && look != Look::Right) else {
+        return Ok(now);
+    };
+    let grace = c.config.backup_delete_grace().as_secs().max(86_400);
+    let grace = i64::try_from(grace).unwrap_or(i64::MAX);
+    let known = Timestamp(known);
+    if known.0.saturating_sub(now.0) > grace {
+        let what = format!(
+            "the clock is {} days behind what was done by it at {}: its time of grace would be over too soon. \
+             If it is wrong, set it; if it is right: --{OPTION}",
+            known.0.saturating_sub(now.0) / 86_400,
+            iso(known)
         );
+        return Err(Error::new(Kind::Denied, what));
     }
-    from
+    log::warn!(
+        "the clock is behind what was done by it: kept as if deleted at {}",
+        iso(known)
+    );
+    Ok(known)
 }
 
 /// Looks at the clock. `None`: it is believed. Else why not, of kind `Denied`.

@@ -14,6 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::store::backup::Settings;
 use crate::store::former::{self, Former, Removed, Settled};
 use crate::store::lock::Wait;
+use crate::store::moving;
 use crate::util::time::now;
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ use std::path::PathBuf;
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum What {
-    Delete(Select),
+    Delete(Select, Look),
     Undo(Select),
     Expired(Look),
 }
@@ -55,19 +56,20 @@ pub fn job(m: &Matches) -> Result<Job> {
 
 impl Args {
     fn parse(m: &Matches) -> Result<Args> {
-        if m.opt_present(clock::OPTION) && !m.opt_present("expired") {
-            return Err(usage("--clock-is-right is for --expired"));
+        if m.opt_present(clock::OPTION) && m.opt_present("undo") {
+            return Err(usage("--clock-is-right is not for --undo"));
         }
+        let look = match m.opt_present(clock::OPTION) {
+            true => Look::Right,
+            false => Look::Real,
+        };
         let what = match (m.opt_present("undo"), m.opt_present("expired")) {
             (true, true) => return Err(usage("--undo and also --expired")),
             (true, false) => What::Undo(Select::named(m)?),
-            (false, false) => What::Delete(Select::named(m)?),
+            (false, false) => What::Delete(Select::named(m)?, look),
             (false, true) => {
                 args::no_more(&m.free)?;
-                What::Expired(match m.opt_present(clock::OPTION) {
-                    true => Look::Right,
-                    false => Look::Real,
-                })
+                What::Expired(look)
             }
         };
         Ok(Args {
@@ -87,7 +89,7 @@ pub(super) enum Done {
     Failed(String, Error),
 }
 
-fn delete(keys: &[String], c: &Context, wait: Wait) -> Result<Done> {
+fn delete(keys: &[String], c: &Context, wait: Wait, look: Look) -> Result<Done> {
     let catalog = c.catalog();
     let mut key = None;
     for candidate in keys {
@@ -102,7 +104,7 @@ fn delete(keys: &[String], c: &Context, wait: Wait) -> Result<Done> {
         chunk_max: c.config.backup_chunk_max(),
     };
     let path = catalog.lookup(key)?.unwrap_or_default();
-    let from = clock::kept_from(c, &path);
+    let from = clock::kept_from(c, &path, look)?;
     former::delete(&catalog, key, wait, settings, &c.namespace, from).map(Done::Deleted)
 }
 
@@ -140,13 +142,12 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
     let wait = if args.wait { Wait::Forever } else { Wait::No };
     let mut told = Vec::new();
     match &args.what {
-        What::Delete(select) | What::Undo(select) => {
-            let work = match args.what {
-                What::Undo(_) => undo,
-                _ => delete,
-            };
+        What::Delete(select, _) | What::Undo(select) => {
             for (name, keys) in select.candidates(&c.namespace)? {
-                let done = work(&keys, c, wait);
+                let done = match args.what {
+                    What::Delete(_, look) => delete(&keys, c, wait, look),
+                    _ => undo(&keys, c, wait),
+                };
                 told.push(done.unwrap_or_else(|e| Done::Failed(name, e)));
             }
         }
@@ -197,7 +198,8 @@ pub(super) fn expired(c: &Context, former: &Former, done: Result<Removed>) -> Re
         Ok(removed) => {
             let known = std::slice::from_ref(&former.path);
             let left = lying_about(c, &former.owner, known)?;
-            let left = left.into_iter().flat_map(|log| log.files).collect();
+            let mut left: Vec<_> = left.into_iter().flat_map(|log| log.files).collect();
+            left.extend(moving::unseen(&c.catalog(), &former.path)?);
             Done::Removed(former.clone(), removed, left)
         }
         Err(e) => Done::Failed(former.key.clone(), e),
@@ -279,7 +281,10 @@ mod tests {
 
     #[test]
     fn only_what_is_named_is_deleted() {
-        assert!(matches!(args(&["anna"]).unwrap().what, What::Delete(_)));
+        assert!(matches!(
+            args(&["anna"]).unwrap().what,
+            What::Delete(_, Look::Real)
+        ));
         assert!(matches!(
             args(&["--undo", "anna"]).unwrap().what,
             What::Undo(_)
@@ -299,7 +304,7 @@ mod tests {
             &["--undo"],
             &["--expired", "anna"],
             &["--undo", "--expired"],
-            &["--clock-is-right", "anna"],
+            &["--clock-is-right", "--undo", "anna"],
         ] {
             assert_eq!(args(bad).unwrap_err().kind(), Kind::Usage, "{bad:?}");
         }

@@ -135,6 +135,17 @@ pub fn was_whole(backups_db: &Path, key: &str) -> Result<bool> {
     Ok(until(backups_db, key)?.is_some())
 }
 
+/// Whether a backup that was deleted at a time is on record as removed: it itself, or all of its owner since.
+pub fn was_removed(backups_db: &Path, key: &str, deleted: Timestamp) -> Result<bool> {
+    let said = about(backups_db, key)?;
+    let is_it = |what: &String| {
+        let (time, why) = what.strip_prefix("whole=")?.split_once(' ')?;
+        let time: i64 = time.parse().ok()?;
+        Some(time == deleted.0 || time > deleted.0 && why != "expired")
+    };
+    Ok(said.iter().any(|what| is_it(what) == Some(true)))
+}
+
 /// Up to when all that `key` had was erased, if it ever was; seconds since 1970.
 pub fn until(backups_db: &Path, key: &str) -> Result<Option<i64>> {
     let said = about(backups_db, key)?;

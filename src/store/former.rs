@@ -37,6 +37,8 @@ use std::time::Duration;
 
 /// How keys of backups begin that are no longer their owner's.
 const FORMER: &str = "%FORMER/";
+/// In seconds.
+const YEAR: i64 = 365 * 86_400;
 /// Between the path of a log and the time at which it was deleted.
 const MARK: &str = ".deleted.";
 
@@ -187,9 +189,11 @@ pub fn delete(
     };
     still(catalog, key, &path)?;
     finish(catalog, key, &path)?;
-    // Later than the others of the same owner: the last is brought back first.
+    // Later than the others of the same owner: the last is brought back first. One that was deleted by a
+    // clock that was quite wrong does not count.
     let others = list(catalog, Some(key))?.into_iter();
-    let last = others.filter_map(|f| f.deleted).max();
+    let times = others.filter_map(|f| f.deleted);
+    let last = times.filter(|t| t.0.saturating_sub(now.0) < YEAR).max();
     let mut time = now.0.max(last.map_or(i64::MIN, |t| t.0.saturating_add(1)));
     let to = loop {
         let to = with(&path, &format!("{MARK}{time}"));
@@ -433,44 +437,46 @@ pub fn expire(
 ) -> Result<()> {
     let grace = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
     for former in list(catalog, None)? {
-        if let Some(path) = in_place(catalog, &former)? {
-            match undo(catalog, &former, Wait::No) {
-                // Somebody is at it, or a sync is at work in it: another time.
-                Err(e) if e.kind() == Kind::Locked => {}
-                Err(e) => tell(&former, Err(e.at(&path)))?,
-                Ok(_) => {}
-            }
-            continue;
-        }
-        let Some(deleted) = former.deleted else {
-            continue;
-        };
-        if deleted.0.saturating_add(grace) > now.0 {
-            continue;
-        }
-        if !is_there(&former.path)? {
-            let until = erased::until(catalog.path(), &former.owner)?;
-            if until.is_none_or(|until| until < deleted.0) {
-                let what =
-                    "its log is missing: is its partition mounted? rescan --fix removes the entry";
-                tell(
-                    &former,
-                    Err(Error::new(Kind::NotFound, what).at(&former.path)),
-                )?;
-                continue;
-            }
-        }
-        let record = || erased::whole(catalog.path(), now, &former.owner, deleted, "expired");
-        let removed = remove(catalog, &former, Wait::No, &record);
-        if !matches!(&removed, Ok(removed) if removed.files.is_empty()) {
-            tell(&former, removed)?;
+        let is_over = |deleted: Timestamp| deleted.0.saturating_add(grace) <= now.0;
+        match end(catalog, &former, &is_over, now) {
+            Ok(None) => {}
+            Ok(Some(removed)) => tell(&former, Ok(removed))?,
+            Err(e) => tell(&former, Err(e))?,
         }
     }
     Ok(())
 }
 
+/// The same of one; `None` if nothing of it was to be removed.
+fn end(
+    catalog: &Catalog,
+    former: &Former,
+    is_over: &dyn Fn(Timestamp) -> bool,
+    now: Timestamp,
+) -> Result<Option<Removed>> {
+    if let Some(path) = in_place(catalog, former)? {
+        return match undo(catalog, former, Wait::No) {
+            // Somebody is at it, or a sync is at work in it: another time.
+            Err(e) if e.kind() == Kind::Locked => Ok(None),
+            done => done.map(|_| None).map_err(|e| e.at(&path)),
+        };
+    }
+    let Some(deleted) = former.deleted.filter(|deleted| is_over(*deleted)) else {
+        return Ok(None);
+    };
+    if !is_there(&former.path)? && !erased::was_removed(catalog.path(), &former.owner, deleted)? {
+        let what = "its log is missing: is its partition mounted? rescan --fix removes the entry";
+        return Err(Error::new(Kind::NotFound, what).at(&former.path));
+    }
+    let record = || erased::whole(catalog.path(), now, &former.owner, deleted, "expired");
+    match remove(catalog, former, Wait::No, &record) {
+        Err(e) if e.kind() == Kind::Changed => Ok(None),
+        removed => Ok(Some(removed?).filter(|removed| !removed.files.is_empty())),
+    }
+}
+
 /// Removes a deleted backup for good, with all that was kept beside its log. `record` is called before
-/// anything goes, if there is a log.
+/// anything goes, if there is a log. `Changed` if it went elsewhere meanwhile: nothing is removed then.
 pub fn remove(
     catalog: &Catalog,
     former: &Former,
@@ -512,8 +518,10 @@ pub fn remove(
     }
     let is = [(former.key.as_str(), Some(path.as_path()))];
     match catalog.exchange(&is, &[(former.key.clone(), None)]) {
-        // It has moved meanwhile.
-        Err(e) if e.kind() == Kind::Changed => {}
+        Err(e) if e.kind() == Kind::Changed => {
+            let what = "it has moved meanwhile, or was brought back: try again";
+            return Err(Error::new(Kind::Changed, what).for_user(&former.key));
+        }
         done => done?,
     }
     log::info!(

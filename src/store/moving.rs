@@ -24,10 +24,8 @@ use super::reader::{Reader, Stale};
 use super::reindex;
 use crate::error::{Error, Kind, Result};
 use crate::sys::fs::sync_folder;
-use left::{
-    Trace, all_of, are_equal, asides, is_same, remove_all, remove_moved, remove_others, unseen,
-};
-pub use left::{end, unended};
+use left::{Trace, all_of, are_equal, asides, is_same, remove_all, remove_moved, remove_others};
+pub use left::{end, unended, unseen};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -85,6 +83,14 @@ pub fn to_folder(
             Err(e) if e.kind() == Kind::Changed => continue,
             done => done?,
         }
+        if let Some(folder) = unseen(catalog, &from)?.as_deref().and_then(Path::parent) {
+            // That of a new file system is made.
+            if folder != way.folder {
+                let what = "a move of it was interrupted, and what that left may lie where the folder is missing \
+                            now: mount its partition, or make that folder if it is gone for good";
+                return Err(Error::new(Kind::Io, what).at(folder));
+            }
+        }
         let to = way.folder.join(name);
         if is_same(&to, &from) {
             let there = fs::metadata(&from).map_err(|e| Error::io("cannot open", e).at(&from))?;
@@ -96,11 +102,6 @@ pub fn to_folder(
                 under_lock: 0,
                 left: None,
             });
-        }
-        if let Some(unseen) = unseen(catalog, &from)? {
-            let what = "a move of it was interrupted, and what that left may lie where the folder is missing now: \
-                        mount its partition, or make the folder if it is gone for good";
-            return Err(Error::new(Kind::Io, what).at(&unseen));
         }
         make_folder(way.folder)?;
         if let Some(moved) = once(catalog, key, &from, &to, way, progress)? {

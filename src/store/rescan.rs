@@ -190,6 +190,10 @@ fn finding(what: What, key: Option<&str>, path: &Path) -> Finding {
 /// Makes the changes that the findings ask for. An entry that is no longer what it was when the
 /// plan was made stays.
 pub fn apply(catalog: &Catalog, findings: &mut [Finding]) -> Result<()> {
+    let paths: HashSet<PathBuf> = match catalog.list() {
+        Err(e) if e.kind() == Kind::Damaged => HashSet::new(),
+        entries => entries?.into_iter().map(|(_, path)| path).collect(),
+    };
     for found in findings {
         let (Some(key), Some(change)) = (&found.key, &found.change) else {
             continue;
@@ -201,9 +205,8 @@ pub fn apply(catalog: &Catalog, findings: &mut [Finding]) -> Result<()> {
         if found.what == What::Deleted {
             // Somebody may delete it just now, or bring it back.
             let before = former::split(&found.path).map(|(before, _)| before);
-            let mut entries = catalog.list()?.into_iter().map(|(_, path)| path);
             let before = before.filter(|path| !path.exists());
-            if entries.any(|path| path == found.path || before.as_ref() == Some(&path)) {
+            if paths.contains(&found.path) || before.is_some_and(|path| paths.contains(&path)) {
                 found.why = Some("the entry has changed meanwhile".into());
                 continue;
             }

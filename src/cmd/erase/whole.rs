@@ -1,6 +1,6 @@
 //! Whole backups with everything that was kept of them.
 
-use super::{Args, Others, lying_about, names, tell_left, tell_unasked};
+use super::{Args, Others, ROUNDS, lying_about, names, tell_left, tell_unasked};
 use crate::cmd::args::usage;
 use crate::cmd::output::{Out, plain};
 use crate::cmd::select::Select;
@@ -8,7 +8,7 @@ use crate::cmd::{Context, Outcome, say, status};
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
 use crate::store::lock::Wait;
-use crate::store::{erased, former, orphan};
+use crate::store::{erased, former, moving, orphan};
 use crate::util::time::now;
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -76,7 +76,7 @@ fn wholes(select: &Select, c: &Context, wait: Wait) -> Result<Vec<(String, Whole
     }
     let one = |(name, keys): (String, Vec<String>)| {
         let done = match (unknown.is_empty(), unknown.contains(&name)) {
-            (true, _) => whole(&name, &keys, c, wait).map(|(owner, done)| Some((owner, done))),
+            (true, _) => again(&name, &keys, c, wait).map(Some),
             (false, true) => Err(no_backup()),
             (false, false) => Ok(None),
         };
@@ -88,7 +88,25 @@ fn wholes(select: &Select, c: &Context, wait: Wait) -> Result<Vec<(String, Whole
 /// What became of a name: whose backups went; `None`: untouched, because of another name.
 type Whole = Result<Option<(String, Erased)>>;
 
-fn whole(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<(String, Erased)> {
+/// Until nothing of it moves away, or is brought back, meanwhile.
+fn again(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<(String, Erased)> {
+    let mut sums = Erased::default();
+    for _ in 0..ROUNDS {
+        match whole(name, keys, c, wait, &mut sums) {
+            Err(e) if e.kind() == Kind::Changed => {}
+            done => return done.map(|owner| (owner, sums)),
+        }
+    }
+    Err(Error::new(Kind::Locked, "it moves all the time"))
+}
+
+fn whole(
+    name: &str,
+    keys: &[String],
+    c: &Context,
+    wait: Wait,
+    done: &mut Erased,
+) -> Result<String> {
     let catalog = c.catalog();
     let mut owner = None;
     for key in keys.iter().filter(|key| !former::is_former(key)) {
@@ -129,9 +147,14 @@ fn whole(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<(String
         .iter()
         .flat_map(|f| former::inbox_of(&f.key))
         .collect();
-    let mut done = Erased::default();
     for former in &formers {
-        done.add(&former::remove(&catalog, former, wait, &|| Ok(()))?);
+        // What a move has left there.
+        done.left.extend(moving::unseen(&catalog, &former.path)?);
+        let removed = former::remove(&catalog, former, wait, &|| Ok(()))?;
+        match removed.files.is_empty() {
+            true => done.left.push(former.path.clone()),
+            false => done.add(&removed),
+        }
     }
     for log in lying_about(c, &owner, &known)? {
         match log.is_his && is_all {
@@ -156,7 +179,7 @@ fn whole(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<(String
         done.others = others.have.into_iter().map(|(key, ())| key).collect();
         done.unasked = others.unasked;
     }
-    Ok((owner, done))
+    Ok(owner)
 }
 
 /// Erases what is named, and tells.

@@ -185,13 +185,18 @@ pub fn end(catalog: &Catalog, live: &Path) -> Result<Vec<PathBuf>> {
     };
     match remove_others(catalog, live, &[]) {
         Err(e) if matches!(e.kind(), Kind::Locked | Kind::Exists | Kind::Changed) => {}
+        Err(e) if e.kind() == Kind::Io => {
+            log::warn!("cannot end an interrupted move: {e}");
+            let ends = note.ends().filter(|path| !is_same(path, live));
+            return Ok(ends.cloned().collect());
+        }
         done => done?,
     }
     Ok(note.unseen())
 }
 
 /// Where an interrupted move of the backup at `live` may have left something and the folder is not there.
-pub(super) fn unseen(catalog: &Catalog, live: &Path) -> Result<Option<PathBuf>> {
+pub fn unseen(catalog: &Catalog, live: &Path) -> Result<Option<PathBuf>> {
     let note = Trace::of(catalog, live).note()?;
     Ok(note.and_then(|note| note.unseen().pop()))
 }
@@ -237,7 +242,7 @@ fn found_in(folder: &Path, live: &Path, is_noted: bool) -> Result<Vec<PathBuf>> 
     }
     found.sort();
     found.dedup();
-    found.retain(|path| path.exists());
+    found.retain(|path| path.is_file());
     Ok(found)
 }
 
