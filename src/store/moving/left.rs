@@ -436,10 +436,13 @@ mod tests {
         let dir = std::env::temp_dir().join(name);
         fs::create_dir(&dir).unwrap();
         let catalog = Catalog::open(&dir.join("backups.db"), true);
-        let trace = Trace::of(&catalog, Path::new("/b/a/anna_x.deleted.17"));
+        let (old, new) = (dir.join("b"), dir.join("b c"));
+        fs::create_dir(&old).unwrap();
+        let from = Some(old.join("anna_x.deleted.17"));
+        let to = new.join("anna_x");
+        let to = to.as_path();
+        let trace = Trace::of(&catalog, &old.join("anna_x.deleted.17"));
         let same = Trace::of(&catalog, Path::new("/c/a/anna_x"));
-        let from = Some(PathBuf::from("/b/a/anna_x.deleted.17"));
-        let to = Path::new("/b c/a/anna_x");
         assert_eq!(trace.note().unwrap(), None);
         trace.done().unwrap();
         trace.begun(to).unwrap();
@@ -454,6 +457,11 @@ mod tests {
         assert_eq!(note.from, from);
         trace.ended(&begun).unwrap();
         assert!(same.note().unwrap().is_some());
+        // Nothing is known to be at an end whose folder is not there.
+        same.ended(&note).unwrap();
+        assert_eq!(note.unseen(), [to]);
+        assert!(same.note().unwrap().is_some());
+        fs::create_dir(&new).unwrap();
         same.ended(&note).unwrap();
         assert_eq!(trace.note().unwrap(), None);
         let old = Note::parse("0 - /b c/a/anna_x").unwrap();
