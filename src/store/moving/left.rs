@@ -465,6 +465,7 @@ mod tests {
         same.ended(&note).unwrap();
         assert_eq!(trace.note().unwrap(), None);
         let old = Note::parse("0 - /b c/a/anna_x").unwrap();
+        let to = Path::new("/b c/a/anna_x");
         assert_eq!((old.to.as_path(), old.from), (to, None));
         for bad in ["", "7", "7 zz /b", "x ab /b", "0 - 9 /b /c", "0 - 1 /b /c"] {
             assert_eq!(Note::parse(bad), None, "{bad}");
