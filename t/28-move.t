@@ -683,8 +683,9 @@ def unmounted(rig):
         expect(noted(rig, old), "the move is on record still")
         done = rig.to.tool("rename", "rolf", "ralf")
         expect(done.code == 75 and old in done.err, "not renamed", [str(done)])
-        said = move(rig, "rolf", "two", code=74)
-        expect("mount its partition" in said and folder in said and old not in said, "nor moved", [said])
+        for to in ("two", "default"):
+            said = move(rig, "rolf", to, code=74)
+            expect("mount its partition" in said and folder in said and old not in said, "nor moved to %s" % to, [said])
         expect(not os.path.exists(folder) and noted(rig, old), "and nothing is made")
     finally:
         os.rename(rig.to.tree + "/away", folder)

@@ -84,12 +84,10 @@ pub fn to_folder(
             done => done?,
         }
         if let Some(folder) = unseen(catalog, &from)?.as_deref().and_then(Path::parent) {
-            // That of a new file system is made.
-            if folder != way.folder {
-                let what = "a move of it was interrupted, and what that left may lie where the folder is missing \
-                            now: mount its partition, or make that folder if it is gone for good";
-                return Err(Error::new(Kind::Io, what).at(folder));
-            }
+            // Also if it is the one to move to: made below a mount point it would hide what was left.
+            let what = "a move of it was interrupted, and what that left may lie where the folder is missing \
+                        now: mount its partition, or make that folder if it is gone for good";
+            return Err(Error::new(Kind::Io, what).at(folder));
         }
         let to = way.folder.join(name);
         if is_same(&to, &from) {
