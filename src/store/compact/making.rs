@@ -2,7 +2,7 @@
 //! also proves that they read.
 
 use super::Policy;
-use super::need::{Times, survey};
+use super::need::{Need, Times, survey};
 use super::out::Out;
 use super::plan::Step;
 use super::rewrite::{Bodies, Source, Take, rewrite};
@@ -13,7 +13,7 @@ use crate::cyrus::dlist::Value;
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
 use crate::store::file::{FileReader, LogFile};
-use crate::store::index::{ChunkRow, Index};
+use crate::store::index::{ChunkRow, Index, MessageRow, RowRanges};
 use crate::store::line::{Line, generation, generation_of, prefix};
 use crate::store::past;
 use crate::store::reader::{Part, Reader, bodies as read_bodies};
@@ -39,6 +39,8 @@ pub(super) struct Making<'a> {
     pub(super) level: u8,
     /// Messages that nobody misses: they are to go, or are lost already.
     pub(super) skip: HashSet<Guid>,
+    /// Where in the old index the bodies of its chunks are.
+    pub(super) places: RowRanges,
 }
 
 impl Making<'_> {
@@ -151,9 +153,11 @@ impl Making<'_> {
         };
         ahead(&groups, policy.jobs, work, |next| {
             let mut at = 0;
-            for step in &survey.plan.steps {
-                match step {
-                    Step::Splice(member) => self.splice(reader, survey, *member)?,
+            let both_splice =
+                |a: &Step, b: &Step| matches!((a, b), (Step::Splice(_), Step::Splice(_)));
+            for steps in survey.plan.steps.chunk_by(both_splice) {
+                match steps.first().ok_or_else(gone)? {
+                    Step::Splice(_) => self.splice(&old, survey, steps, policy.jobs)?,
                     Step::State => self.state(reader, survey, key, times, scratch)?,
                     Step::Rewrite(..) => {
                         match next()? {
@@ -229,56 +233,41 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// Copies a member as it is, and enters it; rows of bodies are taken over, since its hash
-    /// proves that they are still right.
-    fn splice(&mut self, reader: &Reader, survey: &Survey, at: usize) -> Result<()> {
-        let chunk = survey.chunks.get(at).ok_or_else(gone)?;
-        let member = survey.members.get(at).ok_or_else(gone)?;
-        let source = source(chunk)?;
-        let end = self.copy(reader.file(), &source)?;
-        if !member.bodies_only {
-            return self.enter(end);
+    /// Copies members that follow one another as they are, with `jobs` threads, and enters them
+    /// meanwhile; rows of bodies are taken over, since the hash proves that they are still right.
+    fn splice(&mut self, old: &File, survey: &Survey, steps: &[Step], jobs: usize) -> Result<()> {
+        let mut copies = Vec::new();
+        let mut end = self.end;
+        for step in steps {
+            let Step::Splice(at) = step else { continue };
+            let chunk = survey.chunks.get(*at).ok_or_else(gone)?;
+            let member = survey.members.get(*at).ok_or_else(gone)?;
+            let source = source(chunk)?;
+            let to = end;
+            end += source.length;
+            copies.push((source, to, chunk, member));
         }
-        let id = self
-            .index
-            .begin_chunk(self.end, Timestamp(chunk.first_time))?;
-        self.index.touch_chunk(id, Timestamp(chunk.last_time))?;
-        self.index.take_bodies(chunk.id, id)?;
-        let hash: [u8; 32] = source.sha256.try_into().map_err(|_| gone())?;
-        self.index
-            .end_chunk(id, source.length, source.plain, &hash)?;
-        self.end = end;
-        Ok(())
-    }
-
-    /// Copies a member's bytes to the end, compared with their hash. The new end.
-    fn copy(&self, old: &dyn LogFile, source: &Source) -> Result<u64> {
-        let end = source.offset + source.length;
-        let mut reader = FileReader::until(old, source.offset, end);
-        let mut hasher = Sha256::new();
-        let mut buf = vec![0; 256 * 1024];
-        let mut to = self.end;
-        loop {
-            let n = reader
-                .read(&mut buf)
-                .map_err(|e| Error::io("cannot read log", e))?;
-            if n == 0 {
-                break;
+        let new = self.file;
+        let work = |(source, to, ..): &(Source, u64, _, _)| copy(old, source, new, *to);
+        ahead(&copies, jobs, work, |next| {
+            for (source, to, chunk, member) in &copies {
+                let end = *to + source.length;
+                if !member.bodies_only {
+                    next()?;
+                    self.enter(end)?;
+                    continue;
+                }
+                let id = self.index.begin_chunk(*to, Timestamp(chunk.first_time))?;
+                self.index.touch_chunk(id, Timestamp(chunk.last_time))?;
+                self.index.take_bodies(chunk.id, id, &self.places)?;
+                let hash = source.sha256.as_slice().try_into().map_err(|_| gone())?;
+                self.index
+                    .end_chunk(id, source.length, source.plain, &hash)?;
+                next()?;
+                self.end = end;
             }
-            hasher.update(&buf[..n]);
-            self.file
-                .write_at(&buf[..n], to)
-                .map_err(|e| Error::io("cannot write", e))?;
-            to += n as u64;
-        }
-        if hasher.finalize()[..] != source.sha256[..] {
-            let e = Error::new(
-                Kind::Damaged,
-                "compressed bytes differ from what was written",
-            );
-            return Err(e.in_chunk(source.id, source.offset));
-        }
-        Ok(to)
+            Ok(())
+        })
     }
 
     fn state(
@@ -330,14 +319,9 @@ impl Making<'_> {
     ) -> Result<()> {
         let need = survey(index, times)?;
         let mut lacking: BTreeMap<i64, Vec<u64>> = BTreeMap::new();
-        for guid in need.messages.difference(&self.skip) {
-            if self.index.body(*guid)?.is_some() {
-                continue;
-            }
-            if let Some(body) = index.body(*guid)? {
-                if body.chunk_id <= done {
-                    lacking.entry(body.chunk_id).or_default().push(body.offset);
-                }
+        for body in self.absent(&need, index)? {
+            if body.chunk_id <= done {
+                lacking.entry(body.chunk_id).or_default().push(body.offset);
             }
         }
         let mut sources = Vec::new();
@@ -361,16 +345,30 @@ impl Making<'_> {
             self.large(old, &sources, take)?;
         }
         for chunk in later {
-            let end = self.copy(old, &source(chunk)?)?;
-            self.enter(end)?;
+            let source = source(chunk)?;
+            copy(old, &source, self.file, self.end)?;
+            self.enter(self.end + source.length)?;
         }
-        for guid in need.messages.difference(&self.skip) {
-            if self.index.body(*guid)?.is_none() && index.body(*guid)?.is_some() {
-                let what = format!("compaction would lose message {guid}: abandoned");
-                return Err(Error::new(Kind::Internal, what));
+        match self.absent(&need, index)?.first() {
+            None => Ok(()),
+            Some(body) => {
+                let what = format!("compaction would lose message {}: abandoned", body.guid);
+                Err(Error::new(Kind::Internal, what))
             }
         }
-        Ok(())
+    }
+
+    /// Where in the old log the needed bodies are that are not in the new one.
+    fn absent(&self, need: &Need, old: &Index) -> Result<Vec<MessageRow>> {
+        let mut absent: HashSet<Guid> = need.messages.difference(&self.skip).copied().collect();
+        self.index.each_body(&mut |guid, _, _| {
+            absent.remove(&guid);
+        })?;
+        let mut bodies = Vec::new();
+        for guid in absent {
+            bodies.extend(old.body(guid)?);
+        }
+        Ok(bodies)
     }
 
     /// The last member: what the file consists of.
@@ -401,6 +399,32 @@ impl Making<'_> {
         self.index.set_meta("clock", 0)?;
         self.index.set_meta("stamp", stamp)
     }
+}
+
+/// Copies a member's bytes to where they belong in the new log, compared with their hash.
+fn copy(old: &File, source: &Source, new: &File, mut to: u64) -> Result<()> {
+    let mut reader = FileReader::until(old, source.offset, source.offset + source.length);
+    let mut hasher = Sha256::new();
+    let mut buf = vec![0; 256 * 1024];
+    loop {
+        let n = reader
+            .read(&mut buf)
+            .map_err(|e| Error::io("cannot read log", e))?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(&buf[..n]);
+        LogFile::write_at(new, &buf[..n], to).map_err(|e| Error::io("cannot write", e))?;
+        to += n as u64;
+    }
+    if hasher.finalize()[..] != source.sha256[..] {
+        let e = Error::new(
+            Kind::Damaged,
+            "compressed bytes differ from what was written",
+        );
+        return Err(e.in_chunk(source.id, source.offset));
+    }
+    Ok(())
 }
 
 /// Does `work` on every item with `jobs` threads, not far ahead of `take`, which is given what asks

@@ -60,7 +60,7 @@ pub struct Policy {
     pub dry_run: bool,
     /// The old data file stays beside, as `<log>.<seconds>`.
     pub keep_previous: bool,
-    /// Threads that deflate.
+    /// Threads that deflate, and as many that copy.
     pub jobs: usize,
     /// How long the lock is waited for.
     pub wait: Wait,

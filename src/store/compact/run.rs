@@ -205,7 +205,7 @@ fn make(
     let fail = |e| Error::io("cannot write", e).at(lock.path());
     LogFile::set_len(lock.file(), 0).map_err(fail)?;
     let index = Index::create(&index::path_of(lock.path()))?;
-    index.attach(reader.index().path())?;
+    let places = index.attach(reader.index().path())?;
     index.begin()?;
     let mut making = Making {
         file: lock.file(),
@@ -217,6 +217,7 @@ fn make(
         },
         level: policy.level,
         skip: policy.erase.union(&survey.lost).copied().collect(),
+        places,
     };
     let id = new_id()?;
     making.generation(&id, key, reader.index(), &survey)?;

@@ -4,6 +4,10 @@ use super::Index;
 use crate::cyrus::guid::Guid;
 use crate::error::Result;
 use rusqlite::params;
+use std::collections::HashMap;
+
+/// Of each chunk the first and the last row of its bodies; others may lie between.
+pub type RowRanges = HashMap<i64, (i64, i64)>;
 
 /// A record as far as keeping or dropping it goes.
 #[derive(Clone, Copy, Debug)]
@@ -131,21 +135,24 @@ impl Index {
         Ok(())
     }
 
-    /// Takes over the bodies of a chunk of the index attached as `live` (`create_over` does not
-    /// attach one here: see [`Index::attach`]), as those of chunk `to`.
-    pub fn take_bodies(&self, from: i64, to: i64) -> Result<()> {
+    /// Takes over the bodies of a chunk of the index that [`Index::attach`] attached, as those of
+    /// chunk `to`. `ranges` is what that gave.
+    pub fn take_bodies(&self, from: i64, to: i64, ranges: &RowRanges) -> Result<()> {
+        let Some((first, last)) = ranges.get(&from) else {
+            return Ok(());
+        };
         self.conn
             .prepare_cached(
                 "INSERT INTO message (guid, chunk_id, offset, size, partition, time,
                     from_, to_, cc, subject, message_id, date)
                  SELECT guid, ?2, offset, size, partition, time,
                     from_, to_, cc, subject, message_id, date
-                 FROM old.message WHERE chunk_id = ?1
+                 FROM old.message WHERE chunk_id = ?1 AND id BETWEEN ?3 AND ?4
                  ON CONFLICT (guid) DO UPDATE SET chunk_id = excluded.chunk_id,
                     offset = excluded.offset, size = excluded.size,
                     partition = excluded.partition, time = excluded.time",
             )
-            .and_then(|mut s| s.execute([from, to]))
+            .and_then(|mut s| s.execute([from, to, *first, *last]))
             .map_err(|e| self.error(e))?;
         self.conn
             .prepare_cached(
@@ -158,11 +165,17 @@ impl Index {
     }
 
     /// Attaches another index, to take bodies over from. Not inside a transaction.
-    pub fn attach(&self, other: &std::path::Path) -> Result<()> {
+    pub fn attach(&self, other: &std::path::Path) -> Result<RowRanges> {
         self.conn
             .execute("ATTACH ?1 AS old", [super::uri(other, "mode=ro")])
             .map_err(|e| self.error(e))?;
-        Ok(())
+        self.run(super::schema::FILLING)?;
+        let ranges = self.all(
+            "SELECT chunk_id, min(id), max(id) FROM old.message GROUP BY chunk_id",
+            [],
+            |r| Ok((r.get(0)?, (r.get(1)?, r.get(2)?))),
+        )?;
+        Ok(ranges.into_iter().collect())
     }
 
     /// Lets go of the other index.

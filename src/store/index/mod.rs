@@ -19,7 +19,7 @@ mod write;
 
 pub use apply::{Lines, Place, apply_line};
 pub use compare::{Difference, differences};
-pub use keep::{KeepRow, Lasting, Late};
+pub use keep::{KeepRow, Lasting, Late, RowRanges};
 pub use mailbox::{MailboxApply, MailboxOutcome, Mode, PastRecords, Stated, TIMES};
 pub use read::{
     AnnotationRow, ChunkRow, Counts, MailboxRow, MessageRow, RecordRow, SeenRow, SieveRow,

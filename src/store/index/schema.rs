@@ -35,6 +35,9 @@ pub const APART: &str = "
     PRAGMA locking_mode = EXCLUSIVE;
 ";
 
+/// While an index is filled in one large transaction that also reads from another.
+pub const FILLING: &str = "PRAGMA main.cache_size = -32768; PRAGMA old.cache_size = -4096;";
+
 /// The mode in which readers and a writer work side by side.
 pub const WAL: &str = "PRAGMA journal_mode = WAL;";
 
