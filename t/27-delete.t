@@ -77,7 +77,7 @@ def sync_between(rig):
     expect(rig.to.data_file("bert") != old, "a new file")
     expect_equal(os.path.getsize(gone["path"]), size, "the deleted log is as it was")
     said = asked(rig, "delete", "--undo", "bert", code=1)
-    expect("a sync has begun a new backup of bert" in said, "why not", [said])
+    expect("there is a backup in its place" in said and rig.to.data_file("bert") in said, "why not", [said])
     # Both are deleted now; the last one comes back first.
     asked(rig, "delete", "bert")
     expect_equal(len(deleted(rig, "bert")), 2, "deleted backups")
@@ -511,6 +511,138 @@ def slow_clock(rig):
         run_command(tool + ["delete", "%RAN"])
 
 
+@case("a clock that is ahead by more than half of the time of grace removes no deleted backup")
+def fast_clock(rig):
+    made(rig, "quinn")
+    asked(rig, "delete", "quinn")
+    aged = age(rig, deleted(rig, "quinn")[0]["key"], 31)
+    tool = ["/usr/lib/cyrus/bin/cyr_dbtool", "-C", rig.to.conf, "-n", rig.to.tree + "/conf/backups.db.compacted", "twoskip"]
+    rig.to.write_conf(backup_retention="365d")
+    asked(rig, "compact", "-A")
+    expect(not os.path.exists(aged), "it goes by a clock that is believed")
+    made(rig, "quentin")
+    asked(rig, "delete", "quentin")
+    aged = age(rig, deleted(rig, "quentin")[0]["key"], 31)
+    try:
+        run_command(tool + ["set", "%RAN", str(int(time.time()) - 20 * 86400)])
+        said = asked(rig, "delete", "--expired", code=77)
+        expect("the clock is 20 days ahead" in said and os.path.exists(aged), "why", [said])
+        asked(rig, "delete", "--expired", "--clock-is-right")
+        expect(not os.path.exists(aged), "it is believed then")
+    finally:
+        rig.to.write_conf(backup_retention="7d")
+        run_command(tool + ["delete", "%RAN"])
+
+
+@case("deleted by a clock that was years ahead: what was deleted after that is the last one")
+def far_ahead(rig):
+    made(rig, "rudi", 3)
+    asked(rig, "delete", "rudi")
+    key = deleted(rig, "rudi")[0]["key"]
+    age(rig, key, -500)
+    rig.sync("-u", "rudi")
+    asked(rig, "delete", "rudi")
+    asked(rig, "delete", "--undo", "rudi")
+    expect_equal([b["key"] for b in deleted(rig, "rudi")], [key], "what stays deleted")
+    asked(rig, "delete", "rudi")
+    asked(rig, "delete", "--undo", key)
+    expect_equal(len(deleted(rig, "rudi")), 1, "by its key it comes back as well")
+
+
+def twice_deleted(rig, user):
+    """Two deleted backups of one place: the first had 3 messages, the one after it 4; their keys and logs."""
+    made(rig, user, 3)
+    path = rig.to.data_file(user)
+    asked(rig, "delete", user)
+    first = deleted(rig, user)[0]
+    shutil.copyfile(first["path"], path)
+    sandbox.owned(path)
+    # As an administrator enters a copy.
+    run_command(["/usr/lib/cyrus/bin/cyr_dbtool", "-C", rig.to.conf, rig.to.tree + "/conf/backups.db", "twoskip", "set", user, path])
+    with rig.cyrus.imap(user) as imap:
+        imap.append("INBOX", message("fourth", to=user))
+    rig.sync("-u", user, attempts=2)
+    rig.whole(user)
+    return path, first
+
+
+@case("a deletion is interrupted where another one was deleted before: that one does not come back in its stead")
+def interrupted_twice(rig):
+    nexts = {"compact": ["compact", "-A"], "undo": ["delete", "--undo", "USER"], "delete": ["delete", "USER"],
+             "expired": ["delete", "--expired"], "sync": None}
+    for title, words in sorted(nexts.items()):
+        user = "s" + title
+        path, first = twice_deleted(rig, user)
+        expect(killed_at(rig, "rename,renameat,renameat2", 2, "delete", user), "delete was killed (%s)" % title)
+        expect(not os.path.exists(path), "the log has gone (%s)" % title)
+        if words is None:
+            rig.sync("-u", user)
+        else:
+            rig.to.tool(*[w.replace("USER", user) for w in words])
+        expect(os.path.exists(first["path"]), "the first one is as it was (%s)" % title)
+        if title in ("undo", "sync"):
+            expect_equal(rig.to.data_file(user) == path, title == "undo", "the place in use (%s)" % title)
+            rig.whole(user)
+        else:
+            # What lists or removes leaves a begun one alone, the others end it.
+            asked(rig, "delete", "--undo", user)
+            expect_equal(rig.to.data_file(user), path, "the last one comes back (%s)" % title)
+            rig.whole(user)
+        asked(rig, "erase", "--whole", user)
+
+
+@case("of two that were deleted from one place the second keeps all its files when the first goes")
+def goes_alone(rig):
+    path, first = twice_deleted(rig, "tessa")
+    aside = [path + ".1795442465", path + ".damaged.1795442465123"]
+    for name in aside:
+        with open(name, "w") as file:
+            file.write("mail")
+    asked(rig, "delete", "tessa")
+    second = [b for b in deleted(rig, "tessa") if b["key"] != first["key"]][0]
+    age(rig, first["key"], 31)
+    said = asked(rig, "delete", "--expired")
+    expect("%s: removed: 2 files" % first["key"] in said, "what is said", [said])
+    for name in aside + [second["path"], second["path"] + ".index"]:
+        expect(os.path.exists(name), "it stays: " + name)
+    said = asked(rig, "erase", "--whole", "tessa")
+    expect("1 backups, 4 files" in said, "with the last one they go", [said])
+
+
+@case("a clock that is slow ends what was begun, and does not begin it")
+def slow_ends(rig):
+    made(rig, "ulf")
+    path = rig.to.data_file("ulf")
+    later = int(time.time()) + 200 * 86400
+    expect(killed_at(rig, "rename,renameat,renameat2", 2, "delete", "ulf"), "delete was killed")
+    gone = [n for n in os.listdir(os.path.dirname(path)) if n.startswith(os.path.basename(path) + ".deleted.")]
+    tool = ["/usr/lib/cyrus/bin/cyr_dbtool", "-C", rig.to.conf, "-n", rig.to.tree + "/conf/backups.db.compacted", "twoskip"]
+    run_command(tool + ["set", "%RAN", str(later)])
+    try:
+        asked(rig, "delete", "ulf")
+    finally:
+        run_command(tool + ["delete", "%RAN"])
+    expect(os.path.basename(deleted(rig, "ulf")[0]["path"]) in gone, "with the time at which it was begun")
+
+
+@case("its log was removed, but not its entry: who brings it back or erases it is told so")
+def entry_only(rig):
+    made(rig, "vroni")
+    asked(rig, "delete", "vroni")
+    key = deleted(rig, "vroni")[0]["key"]
+    aged = age(rig, key, 31)
+    for n in range(1, 30):
+        killed_at(rig, "unlink,unlinkat,fsync,fdatasync", n, "delete", "--expired")
+        if not os.path.exists(aged):
+            break
+    expect(not os.path.exists(aged) and key in rig.to.data_files(), "only the entry is there")
+    said = asked(rig, "delete", "--undo", "vroni", code=1)
+    expect("removed already" in said, "undo", [said])
+    said = asked(rig, "erase", "--whole", "vroni")
+    expect("may hold" not in said, "nothing is left", [said])
+    expect(key not in rig.to.data_files(), "its entry goes")
+
+
 @case("a folder that does not read keeps no other deleted backup")
 def unreadable(rig):
     for user in ("jakob", "xenia"):
@@ -530,6 +662,22 @@ def unreadable(rig):
         os.rename(folder + ".away", folder)
         rig.to.write_conf(backup_delete_grace="30d")
     expect_equal((len(deleted(rig, "jakob")), deleted(rig, "xenia")), (1, []), "deleted ones left")
+
+
+@case("two who erase it at once: both say that it is erased, or that there is nothing")
+def erased_twice(rig):
+    made(rig, "wanda")
+    asked(rig, "delete", "wanda")
+    words = [rig.to.path, "-C", rig.to.conf, "erase", "-w", "--whole", "wanda"]
+    with open(deleted(rig, "wanda")[0]["path"], "r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        waiting = [subprocess.Popen(sandbox.as_cyrus(words), stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+        time.sleep(0.5)
+    said = [(b"".join(p.communicate(timeout=30)).decode(), p.returncode) for p in waiting]
+    for text, code in said:
+        expect(code == 0 and "may hold" not in text, "what is said", [str(said)])
+    expect(any("1 backups" in text for text, _ in said), "by one of them", [str(said)])
+    expect(not any("wanda" in key for key in rig.to.data_files()), "no entry is left")
 
 
 @case("erased whole while it is brought back: nothing of it is left, or that is said")

@@ -579,6 +579,65 @@ def expired(rig):
     expect_equal(rig.to.data_file("paul"), path, "the live log is found again")
 
 
+@case("erased by a clock that is slow: a copy is not his backup again")
+def slow_clock(rig):
+    held = made(rig, "uwe")
+    path = rig.to.data_file("uwe")
+    copy(path, rig.to.tree + "/kept-uwe")
+    later = int(time.time()) + 7200
+    os.utime(path, (later, later))
+    asked(rig, "erase", "--whole", "uwe")
+    expect("user=<uwe> whole=%d begun" % later in record(rig), "up to when, is on record", [record(rig)])
+    expect(held, "it had mail")
+
+
+@case("of a whole backup: killed before its last line, the same call writes it")
+def whole_ended(rig):
+    for n, name in enumerate(("user", "key")):
+        user = "vito%d" % n
+        made(rig, user, 2)
+        asked(rig, "delete", user)
+        key = former(rig, user)
+        words = ["erase", "--whole", key if name == "key" else user]
+        argv = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", rig.to.tree + "/conf/backups.db.erased"]
+        argv += ["-e", "trace=write", "-e", "inject=write:signal=KILL:when=%d" % (3 if name == "key" else 2)]
+        argv += sandbox.as_cyrus([rig.to.path, "-C", rig.to.conf] + words)
+        expect(subprocess.run(argv, timeout=60).returncode != 0, "it is killed (%s)" % name)
+        expect_equal((files_of(user), key in rig.to.data_files()), ([], False), "it has gone (%s)" % name)
+        last = record(rig).splitlines()[-1]
+        expect("begun" in last, "its end is not on record (%s)" % name, [last])
+        asked(rig, *words)
+        last = record(rig).splitlines()[-1]
+        expect("user=<%s> backups=0" % user in last, "its end is on record (%s)" % name, [last])
+        expect("no backup" in asked(rig, *words, code=1), "and not twice (%s)" % name)
+
+
+@case("a folder of another partition that does not read is named, and ends nothing")
+def unreadable(rig):
+    made(rig, "zara")
+    guid = made(rig, "zeno")[1]
+    made(rig, "zita")
+    asked(rig, "delete", "zita")
+    folder = TWO + "/z"
+    if os.path.isdir(folder):
+        os.rename(folder, TWO + "/away")
+    with open(folder, "w") as file:
+        sandbox.owned(file.name)
+    try:
+        said = asked(rig, "erase", "--whole", "zara")
+        expect("1 backups" in said and "may hold them still: %s\n" % folder in said, "of a whole backup", [said])
+        said = asked(rig, "erase", "--force", "zeno", guid)
+        expect("may hold them still: %s\n" % folder in said, "of a message", [said])
+        time.sleep(2)
+        said = asked(rig, "delete", "--expired")
+        expect("removed: " in said and "without an entry: %s\n" % folder in said, "of what has expired", [said])
+    finally:
+        os.unlink(folder)
+        if os.path.isdir(TWO + "/away"):
+            os.rename(TWO + "/away", folder)
+    expect_equal((files_of("zara"), files_of("zita")), ([], []), "files left")
+
+
 @case("other backups that have it are named: of an earlier name, too")
 def others(rig):
     held = made(rig, "hilda", 4)

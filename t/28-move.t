@@ -712,6 +712,61 @@ def unmounted_whole(rig):
     expect_equal((done.code, files_of(rig, "rosa")), (0, []), "erased again")
 
 
+@case("killed, then deleted and erased by its key: what was left goes, and does not come back")
+def killed_and_erased_by_key(rig):
+    made(rig, "tom")
+    with rig.cyrus.imap("tom") as imap:
+        imap.select("INBOX")
+        imap.expunge("1:2")
+    rig.sync("-u", "tom")
+    old = left_by_kill(rig, "tom")
+    expect_equal(rig.to.tool("delete", "tom").code, 0, "delete")
+    key = [b["key"] for b in rig.to.json("list", "--deleted")["backups"] if b["userid"] == "tom"][0]
+    log = rig.to.data_file(key)
+    kept = rig.to.tree + "/kept-tom"
+    shutil.copyfile(old, kept)
+    done = rig.to.tool("erase", "--whole", key)
+    expect(done.code == 0 and "may hold" not in done.out, "erase", [str(done)])
+    expect_equal(files_of(rig, "tom"), [], "files left")
+    # Nor does a copy that somebody puts back.
+    shutil.copyfile(kept, old)
+    sandbox.owned(old)
+    rig.sync("-u", "tom", attempts=2)
+    expect(rig.to.data_file("tom") not in (old, log), "a new log is begun")
+    rig.whole("tom")
+    os.unlink(old)
+
+
+@case("erase --whole: what is on a partition that is not mounted stays and is told, all else goes")
+def unmounted_others(rig):
+    # The deleted one is out of reach, then the live one.
+    for user, is_live in (("dorothea", False), ("dirk", True)):
+        made(rig, user)
+        if not is_live:
+            move(rig, user, "two")
+        expect_equal(rig.to.tool("delete", user).code, 0, "delete")
+        rig.sync("-u", user)
+        rig.whole(user)
+        if is_live:
+            move(rig, user, "two")
+        away = [path for key, path in rig.to.data_files().items() if user in key and path.startswith(TWO)]
+        here = [path for key, path in rig.to.data_files().items() if user in key and not path.startswith(TWO)]
+        expect_equal((len(away), len(here)), (1, 1), "one in each partition (%s)" % user)
+        os.rename(TWO + "/d", TWO + "/away")
+        try:
+            done = rig.to.tool("erase", "--whole", user)
+            told = done.out + done.err
+            expect(done.code == 1 and "1 backups" in told, "erase (%s)" % user, [told])
+            expect("may hold them still: " + away[0] in told, "what is out of reach (%s)" % user, [told])
+            expect(not os.path.exists(here[0]), "what is within reach goes (%s)" % user)
+            row = rig.to.tool("erase", "-j", "--whole", user)
+            expect(row.code == 1 and json.loads(row.out)["backups"][0]["status"] == "failed", "in JSON (%s)" % user, [str(row)])
+        finally:
+            os.rename(TWO + "/away", TWO + "/d")
+        done = rig.to.tool("erase", "--whole", user)
+        expect_equal((done.code, files_of(rig, user)), (0, []), "erased again (%s)" % user)
+
+
 @case("killed, and nothing is left: renamed as ever, and nothing is on record")
 def gone_and_renamed(rig):
     made(rig, "olaf")

@@ -30,7 +30,8 @@ pub enum Look {
 }
 
 /// From when on a backup that is deleted now is kept, in case the clock is slow: not before its log was
-/// written to last or anything was removed by the clock. `Denied` if that is ahead by more than the time of grace and a day.
+/// written to last or anything was removed by the clock. `Denied` if that is ahead by more than the time of grace, and
+/// a day.
 pub fn kept_from(c: &Context, log: &Path, look: Look) -> Result<Timestamp> {
     let ran = c.compacted().ran().unwrap_or_else(|e| {
         log::warn!("the last run is not known: {e}");
@@ -64,7 +65,12 @@ pub fn kept_from(c: &Context, log: &Path, look: Look) -> Result<Timestamp> {
 /// Looks at the clock. `None`: it is believed. Else why not, of kind `Denied`.
 pub fn check(c: &Context, now: Timestamp, look: Look) -> Result<Option<Error>> {
     let notes = c.compacted();
-    let kept = c.config.backup_retention().map(|d| d.as_secs() as i64);
+    let kept = [
+        c.config.backup_retention(),
+        Some(c.config.backup_delete_grace()),
+    ];
+    let kept = kept.into_iter().flatten().min();
+    let kept = kept.map(|d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
     let up = uptime().map(|(boot, secs)| Uptime { boot, secs });
     let verdict = match look {
         Look::Right => Verdict::Believed,

@@ -417,7 +417,7 @@ fn bury(
         if done.is_ok() {
             work.event(&format!("removed deleted backup user=<{}>", former.owner));
         }
-        let gone = delete::expired(work.c, former, done)?;
+        let gone = delete::expired(work.c, former, done);
         if let Done::Failed(name, e) = &gone {
             work.c.complain(name, e);
         }

@@ -104,6 +104,13 @@ fn delete(keys: &[String], c: &Context, wait: Wait, look: Look) -> Result<Done> 
         chunk_max: c.config.backup_chunk_max(),
     };
     let path = catalog.lookup(key)?.unwrap_or_default();
+    // One that was begun is ended as it was begun, whatever the clock says now.
+    if !path.exists() {
+        if let Some(Settled::Deleted(former)) = former::settle(&catalog, key, &path, &c.namespace)?
+        {
+            return Ok(Done::Deleted(former));
+        }
+    }
     let from = clock::kept_from(c, &path, look)?;
     former::delete(&catalog, key, wait, settings, &c.namespace, from).map(Done::Deleted)
 }
@@ -131,8 +138,7 @@ fn undo(keys: &[String], c: &Context, wait: Wait) -> Result<Done> {
     }
     let mut found = former::list(&catalog, None)?;
     found.retain(|f| keys.iter().any(|key| *key == f.key || *key == f.owner));
-    // The last one.
-    let former = found.into_iter().max_by_key(|f| f.deleted);
+    let former = former::last(found, now());
     let former = former.ok_or_else(|| Error::new(Kind::NotFound, "no deleted backup"))?;
     let path = former::undo(&catalog, &former, wait)?;
     Ok(Done::Back(former, path))
@@ -165,7 +171,7 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
             }
             let grace = c.config.backup_delete_grace();
             former::expire(&c.catalog(), grace, now, &mut |former, done| {
-                told.push(expired(c, former, done)?);
+                told.push(expired(c, former, done));
                 Ok(())
             })?;
         }
@@ -193,17 +199,26 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
 }
 
 /// What became of a deleted backup whose time was over.
-pub(super) fn expired(c: &Context, former: &Former, done: Result<Removed>) -> Result<Done> {
-    Ok(match done {
+pub(super) fn expired(c: &Context, former: &Former, done: Result<Removed>) -> Done {
+    match done {
         Ok(removed) => {
-            let known = std::slice::from_ref(&former.path);
-            let left = lying_about(c, &former.owner, known)?;
-            let mut left: Vec<_> = left.into_iter().flat_map(|log| log.files).collect();
-            left.extend(moving::unseen(&c.catalog(), &former.path)?);
+            let left = left_of(c, former).unwrap_or_else(|e| {
+                log::warn!("what is left is not known: {}", e.for_user(&former.key));
+                Vec::new()
+            });
             Done::Removed(former.clone(), removed, left)
         }
         Err(e) => Done::Failed(former.key.clone(), e),
-    })
+    }
+}
+
+/// What may be of a deleted backup still, without an entry.
+fn left_of(c: &Context, former: &Former) -> Result<Vec<PathBuf>> {
+    let known = std::slice::from_ref(&former.path);
+    let found = lying_about(c, &former.owner, known)?.into_iter();
+    let mut left: Vec<_> = found.flat_map(|log| log.files).collect();
+    left.extend(moving::unseen(&c.catalog(), &former.path)?);
+    Ok(left)
 }
 
 /// Until when a deleted backup is kept.

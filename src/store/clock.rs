@@ -90,7 +90,7 @@ pub enum Verdict {
     Behind(Doubt),
 }
 
-/// By how many seconds the clock may be ahead of the last run, if `kept` is the retention.
+/// By how many seconds the clock may be ahead of the last run, if what is deleted is `kept` for so many.
 pub fn limit(kept: Option<i64>) -> i64 {
     kept.map_or(LEAST, |kept| (kept / 2).max(LEAST))
 }

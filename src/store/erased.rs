@@ -4,12 +4,13 @@
 //! It holds names, and no mail.
 //!
 //! People read it, [`until`], and [`messages`]. A line `user=<KEY> whole=<seconds> ...` is written before a whole
-//! backup goes, and says up to when. A log of that owner without an entry that has nothing later is
+//! backup goes, and says up to when; if it was one deleted backup, and not all of the owner's, `deleted=<seconds>`
+//! behind it tells which ([`removal`]). A log of that owner without an entry that has nothing later is
 //! a copy of what was erased, and not taken for his backup by itself. A line `user=<KEY> message=<GUID> ...`
 //! is written before a message goes; KEY is the owner, also of a deleted backup, so that it holds when that
 //! comes back. Who takes over what was his inherits them before he has any of it ([`inherit`]).
 
-use super::former;
+use super::former::{self, Former};
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Result};
 use crate::sys::fs::sync_folder;
@@ -135,13 +136,59 @@ pub fn was_whole(backups_db: &Path, key: &str) -> Result<bool> {
     Ok(until(backups_db, key)?.is_some())
 }
 
-/// Whether a backup that was deleted at a time is on record as removed: it itself, or all of its owner since.
-pub fn was_removed(backups_db: &Path, key: &str, deleted: Timestamp) -> Result<bool> {
-    let said = about(backups_db, key)?;
-    let is_it = |what: &String| {
+/// Whether the last thing said of whole backups of an owner, or of a deleted one that is named by its key, is that
+/// their erasure was begun.
+pub fn is_open(backups_db: &Path, key: &str) -> Result<bool> {
+    let owner = former::owner_of(key).unwrap_or(key);
+    let this = clean(&format!("key=<{key}> "));
+    let mut is_open = false;
+    for what in about(backups_db, owner)? {
+        if what.starts_with("backups=") {
+            is_open = false;
+        } else if let Some(whole) = what.strip_prefix("whole=") {
+            let is_all = whole.split_once(' ').is_some_and(|(_, why)| why == "begun");
+            is_open |= is_all && owner == key;
+        } else {
+            is_open |= what.starts_with(&this);
+        }
+    }
+    Ok(is_open)
+}
+
+/// Says, before it goes, that a deleted backup goes, and up to when it had anything.
+pub fn removal(
+    backups_db: &Path,
+    now: Timestamp,
+    former: &Former,
+    until: Timestamp,
+    why: &str,
+) -> Result<()> {
+    let deleted = former
+        .deleted
+        .map_or(String::new(), |t| format!("deleted={} ", t.0));
+    whole(
+        backups_db,
+        now,
+        &former.owner,
+        until,
+        &format!("{deleted}{why}"),
+    )
+}
+
+/// Whether a deleted backup is on record as removed: it itself, or all of its owner since.
+pub fn was_removed(backups_db: &Path, former: &Former) -> Result<bool> {
+    let Some(deleted) = former.deleted.map(|t| t.0) else {
+        return Ok(false);
+    };
+    let said = about(backups_db, &former.owner)?;
+    let is_it = |what: &String| -> Option<bool> {
         let (time, why) = what.strip_prefix("whole=")?.split_once(' ')?;
         let time: i64 = time.parse().ok()?;
-        Some(time == deleted.0 || time > deleted.0 && why != "expired")
+        Some(match why.strip_prefix("deleted=") {
+            Some(which) => which.split(' ').next()?.parse() == Ok(deleted),
+            // Once that was told by the time alone.
+            None => time == deleted || time > deleted && why == "begun",
+        })
     };
     Ok(said.iter().any(|what| is_it(what) == Some(true)))
 }

@@ -11,16 +11,18 @@
 //! Bringing back, refused once the owner has a new backup, is three steps: the owner's entry is added, the
 //! files get their name again, the entry as a deleted one goes. So an interruption of it can be told
 //! from one of a deletion, and is settled as brought back; [`finish`] does the last one, before a backup gets
-//! another path or owner. Removal unlinks what is beside the log first, the log after that, the entry last, and
-//! so can be begun again.
+//! another path or owner. Removing for good is in [`removal`](remove).
 //!
 //! The time in its name is later than in those of the owner's other deleted backups.
 //!
 //! Fails with `Locked`, `NotFound`, `Exists`, `Io` and the kinds of the catalogue.
 
+mod removal;
+
+pub use removal::{Removed, expire, last_said, missing, remove};
+
 use super::backup::{Backup, Settings};
 use super::catalog::Catalog;
-use super::erased;
 use super::index::{self, Index};
 use super::lock::{Create, DataLock, Wait};
 use super::reader::{Reader, Stale};
@@ -29,6 +31,7 @@ use crate::cyrus::mboxname::{MboxName, Namespace};
 use crate::error::{Error, Kind, Result};
 use crate::sys::fs::sync_folder;
 use crate::util::time::Timestamp;
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -53,15 +56,6 @@ pub struct Former {
     pub path: PathBuf,
     /// When it was deleted; `None` if its name does not say: nothing removes it by itself.
     pub deleted: Option<Timestamp>,
-}
-
-/// What was removed of a backup.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Removed {
-    /// Files, in the order in which they went.
-    pub files: Vec<PathBuf>,
-    /// Their bytes.
-    pub bytes: u64,
 }
 
 /// Whether a key is that of a backup which is no longer its owner's.
@@ -100,6 +94,18 @@ pub fn list(catalog: &Catalog, owner: Option<&str>) -> Result<Vec<Former>> {
     Ok(formers
         .filter(|f| owner.is_none_or(|o| o == f.owner))
         .collect())
+}
+
+/// The one of them that was deleted last. One that was deleted by a clock that was quite wrong counts only if
+/// there is no other.
+pub fn last(formers: Vec<Former>, now: Timestamp) -> Option<Former> {
+    let is_true = |f: &Former| f.deleted.is_none_or(|t| is_time(t, now));
+    formers.into_iter().max_by_key(|f| (is_true(f), f.deleted))
+}
+
+/// Whether a clock that is quite right may have said so, or will: it is less than a year ahead.
+fn is_time(time: Timestamp, now: Timestamp) -> bool {
+    time.0.saturating_sub(now.0) < YEAR
 }
 
 /// What a catalogue entry says about a deleted backup, if it is of one.
@@ -193,7 +199,7 @@ pub fn delete(
     // clock that was quite wrong does not count.
     let others = list(catalog, Some(key))?.into_iter();
     let times = others.filter_map(|f| f.deleted);
-    let last = times.filter(|t| t.0.saturating_sub(now.0) < YEAR).max();
+    let last = times.filter(|t| is_time(*t, now)).max();
     let mut time = now.0.max(last.map_or(i64::MIN, |t| t.0.saturating_add(1)));
     let to = loop {
         let to = with(&path, &format!("{MARK}{time}"));
@@ -249,41 +255,47 @@ pub fn settle(
     if is_former(key) {
         return Ok(None);
     }
-    for to in siblings(path, MARK)? {
-        if split(&to).is_none_or(|(before, _)| before != path) {
-            continue;
-        }
-        // Who deletes it, or brings it back, just now, holds it.
-        let lock = match DataLock::acquire(&to, Wait::For(Duration::from_secs(5)), Create::No) {
-            Err(e) if e.kind() == Kind::NotFound => return Ok(None),
-            lock => lock?,
-        };
-        let is_there = path.try_exists();
-        if is_there.map_err(|e| Error::io("cannot look at", e).at(path))?
-            || catalog.lookup(key)?.as_deref() != Some(path)
-        {
-            return Ok(None);
-        }
-        let bringing = list(catalog, Some(key))?.into_iter().find(|f| f.path == to);
-        if let Some(former) = bringing {
-            bring_back(catalog, &former, path)?;
-            drop(lock);
-            return Ok(Some(Settled::Back));
-        }
-        rename_index(path, &to)?;
-        sync_folder(&to)?;
-        let reader = Reader::open(&to, Stale::Refuse).ok();
-        let id = id_of(reader.as_ref().map(Reader::index), &to, ns);
-        drop(reader);
-        let former = enter(catalog, key, &id, path, &to)?;
-        drop(lock);
-        log::warn!(
-            "interrupted deletion finished user=<{key}> filename=<{}>",
-            to.display()
-        );
-        return Ok(Some(Settled::Deleted(former)));
+    // One without an entry is being deleted; another one may lie there that was deleted before.
+    let entered: HashSet<PathBuf> = list(catalog, None)?.into_iter().map(|f| f.path).collect();
+    let order = |(to, time): &(PathBuf, Timestamp)| (entered.contains(to), Reverse(*time));
+    let Some((to, _)) = deleted_of(path)?.into_iter().min_by_key(order) else {
+        return Ok(None);
+    };
+    // Who deletes it, or brings it back, just now, holds it.
+    let lock = match DataLock::acquire(&to, Wait::For(Duration::from_secs(5)), Create::No) {
+        Err(e) if e.kind() == Kind::NotFound => return Ok(None),
+        lock => lock?,
+    };
+    if is_there(path)? || catalog.lookup(key)?.as_deref() != Some(path) {
+        return Ok(None);
     }
-    Ok(None)
+    let bringing = list(catalog, Some(key))?.into_iter().find(|f| f.path == to);
+    if let Some(former) = bringing {
+        bring_back(catalog, &former, path)?;
+        drop(lock);
+        return Ok(Some(Settled::Back));
+    }
+    rename_index(path, &to)?;
+    sync_folder(&to)?;
+    let reader = Reader::open(&to, Stale::Refuse).ok();
+    let id = id_of(reader.as_ref().map(Reader::index), &to, ns);
+    drop(reader);
+    let former = enter(catalog, key, &id, path, &to)?;
+    drop(lock);
+    log::warn!(
+        "interrupted deletion finished user=<{key}> filename=<{}>",
+        to.display()
+    );
+    Ok(Some(Settled::Deleted(former)))
+}
+
+/// The logs that were deleted from a path, and when.
+fn deleted_of(path: &Path) -> Result<Vec<(PathBuf, Timestamp)>> {
+    let found = siblings(path, MARK)?.into_iter().filter_map(|to| {
+        let (before, time) = split(&to)?;
+        (before == path).then_some((to, time))
+    });
+    Ok(found.collect())
 }
 
 /// Ends bringing back the backup of `owner` whose log belongs at `path`, should that have been interrupted
@@ -324,9 +336,8 @@ pub fn explain(e: Error, path: &Path) -> Error {
 
 /// That the log at `path` is missing because it is being deleted, or that was interrupted; `None` if not.
 pub fn interrupted(path: &Path) -> Option<&'static str> {
-    let is_it = |to: &PathBuf| split(to).is_some_and(|(before, _)| before == path);
-    let found = siblings(path, MARK).ok()?;
-    found.iter().any(is_it).then_some(
+    let found = deleted_of(path).ok()?;
+    (!found.is_empty()).then_some(
         "it is being deleted, or that was interrupted: delete ends it, and delete --undo brings it back",
     )
 }
@@ -345,6 +356,7 @@ pub fn undo(catalog: &Catalog, former: &Former, wait: Wait) -> Result<PathBuf> {
             }
             lock
         }
+        Err(e) if e.kind() == Kind::NotFound => return Err(missing(catalog, former)?),
         lock => {
             let lock = lock?;
             still(catalog, &former.key, &former.path)?;
@@ -357,10 +369,10 @@ pub fn undo(catalog: &Catalog, former: &Former, wait: Wait) -> Result<PathBuf> {
                 let added = catalog.exchange(&[(owner, None)], &add);
                 added.map_err(|e| match e.kind() {
                     Kind::Changed => {
-                        let why = format!(
-                            "a sync has begun a new backup of {owner} since it was deleted"
-                        );
-                        Error::new(Kind::Exists, why)
+                        let now = catalog.lookup(owner).ok().flatten();
+                        let at = now.map_or(String::new(), |p| format!(": {}", p.display()));
+                        let what = "there is a backup in its place since it was deleted";
+                        Error::new(Kind::Exists, format!("{what}{at}")).for_user(owner)
                     }
                     _ => e,
                 })?;
@@ -382,8 +394,16 @@ fn in_place(catalog: &Catalog, former: &Former) -> Result<Option<PathBuf>> {
     if is_there(&path)? && is_there(&former.path)? {
         return Ok(None);
     }
-    let owner = catalog.lookup(&former.owner)?;
-    Ok(owner.filter(|now| *now == path))
+    if catalog.lookup(&former.owner)?.as_ref() != Some(&path) {
+        return Ok(None);
+    }
+    // Nor if another one is just being deleted from there.
+    let entered: HashSet<PathBuf> = list(catalog, None)?.into_iter().map(|f| f.path).collect();
+    let is_at_rest = is_there(&path)?
+        || deleted_of(&path)?
+            .iter()
+            .all(|(to, _)| entered.contains(to));
+    Ok(is_at_rest.then_some(path))
 }
 
 fn is_there(path: &Path) -> Result<bool> {
@@ -424,129 +444,6 @@ pub fn finish(catalog: &Catalog, owner: &str, path: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Removes for good the deleted backups whose time of grace is over; hands each to `tell`. One that
-/// fails does not keep the others. Each is on record before it goes. A bringing back that was interrupted is
-/// ended first. An entry of which there is no log goes only if it is on record that it was removed.
-pub fn expire(
-    catalog: &Catalog,
-    grace: Duration,
-    now: Timestamp,
-    tell: &mut dyn FnMut(&Former, Result<Removed>) -> Result<()>,
-) -> Result<()> {
-    let grace = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
-    for former in list(catalog, None)? {
-        let is_over = |deleted: Timestamp| deleted.0.saturating_add(grace) <= now.0;
-        match end(catalog, &former, &is_over, now) {
-            Ok(None) => {}
-            Ok(Some(removed)) => tell(&former, Ok(removed))?,
-            Err(e) => tell(&former, Err(e))?,
-        }
-    }
-    Ok(())
-}
-
-/// The same of one; `None` if nothing of it was to be removed.
-fn end(
-    catalog: &Catalog,
-    former: &Former,
-    is_over: &dyn Fn(Timestamp) -> bool,
-    now: Timestamp,
-) -> Result<Option<Removed>> {
-    if let Some(path) = in_place(catalog, former)? {
-        return match undo(catalog, former, Wait::No) {
-            // Somebody is at it, or a sync is at work in it: another time.
-            Err(e) if e.kind() == Kind::Locked => Ok(None),
-            done => done.map(|_| None).map_err(|e| e.at(&path)),
-        };
-    }
-    let Some(deleted) = former.deleted.filter(|deleted| is_over(*deleted)) else {
-        return Ok(None);
-    };
-    if !is_there(&former.path)? && !erased::was_removed(catalog.path(), &former.owner, deleted)? {
-        let what = "its log is missing: is its partition mounted? rescan --fix removes the entry";
-        return Err(Error::new(Kind::NotFound, what).at(&former.path));
-    }
-    let record = || erased::whole(catalog.path(), now, &former.owner, deleted, "expired");
-    match remove(catalog, former, Wait::No, &record) {
-        Err(e) if e.kind() == Kind::Changed => Ok(None),
-        removed => Ok(Some(removed?).filter(|removed| !removed.files.is_empty())),
-    }
-}
-
-/// Removes a deleted backup for good, with all that was kept beside its log. `record` is called before
-/// anything goes, if there is a log. `Changed` if it went elsewhere meanwhile: nothing is removed then.
-pub fn remove(
-    catalog: &Catalog,
-    former: &Former,
-    wait: Wait,
-    record: &dyn Fn() -> Result<()>,
-) -> Result<Removed> {
-    let path = &former.path;
-    at_rest(catalog, &former.key, path)?;
-    let mut removed = Removed::default();
-    match DataLock::acquire(path, wait, Create::No) {
-        Ok(lock) => {
-            still(catalog, &former.key, path)?;
-            record()?;
-            let mut files = siblings(path, "")?;
-            if let Some((before, _)) = split(path) {
-                // Damaged copies and the like were named after the log before it was deleted. If
-                // that name is in use again, they are not ours.
-                if !before.exists() {
-                    files.extend(siblings(&before, ".")?);
-                }
-            }
-            files.sort();
-            files.dedup();
-            // The log last: as long as it is there, this can be begun again.
-            files.retain(|f| f != path && split(f).is_none());
-            files.push(path.clone());
-            for file in files {
-                removed.unlink(file)?;
-            }
-            sync_folder(path)?;
-            drop(lock);
-        }
-        Err(e) if e.kind() == Kind::NotFound && path.parent().is_some_and(Path::is_dir) => {
-            // It went already, or is elsewhere: its index has no use here.
-            index::remove(&index::path_of(path))?;
-            log::warn!("no log of a deleted backup filename=<{}>", path.display());
-        }
-        Err(e) => return Err(e.for_user(&former.key)),
-    }
-    let is = [(former.key.as_str(), Some(path.as_path()))];
-    match catalog.exchange(&is, &[(former.key.clone(), None)]) {
-        Err(e) if e.kind() == Kind::Changed => {
-            let what = "it has moved meanwhile, or was brought back: try again";
-            return Err(Error::new(Kind::Changed, what).for_user(&former.key));
-        }
-        done => done?,
-    }
-    log::info!(
-        "deleted backup removed user=<{}> filename=<{}> files={} bytes={}",
-        former.owner,
-        path.display(),
-        removed.files.len(),
-        removed.bytes
-    );
-    Ok(removed)
-}
-
-impl Removed {
-    pub(super) fn unlink(&mut self, file: PathBuf) -> Result<()> {
-        let bytes = fs::metadata(&file).map_or(0, |m| m.len());
-        match fs::remove_file(&file) {
-            Ok(()) => {
-                self.bytes += bytes;
-                self.files.push(file);
-                Ok(())
-            }
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(Error::io("cannot remove", e).at(&file)),
-        }
-    }
 }
 
 /// The path with something behind it.

@@ -12,7 +12,7 @@
 
 use super::catalog::Catalog;
 use super::erased;
-use super::former::{self, Removed};
+use super::former::{self, Removed, siblings};
 use super::identify::{Content, last_stamp};
 use super::lock::{Create, DataLock, Wait};
 use super::rescan::look;
@@ -109,7 +109,7 @@ fn base_of<'a>(name: &'a str, stems: &[String]) -> Option<&'a str> {
 pub struct Unnamed {
     /// The data file; it may be missing.
     pub path: PathBuf,
-    /// All files that are there, by name.
+    /// All files that are there, by name. Or a folder that does not read.
     pub files: Vec<PathBuf>,
     /// Whether a log among them says that it is the owner's, and none says otherwise.
     pub is_his: bool,
@@ -145,7 +145,15 @@ pub fn unnamed(
     for partition in partitions {
         for hash in &hashes {
             let folder = partition.join(hash);
-            for path in files_in(&folder)? {
+            let files = match files_in(&folder) {
+                Ok(files) => files,
+                Err(e) => {
+                    log::warn!("what lies there is not known: {e}");
+                    groups.insert(folder.clone(), vec![folder]);
+                    continue;
+                }
+            };
+            for path in files {
                 let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
                 if let Some(base) = base_of(name, &stems) {
                     groups.entry(folder.join(base)).or_default().push(path);
@@ -197,9 +205,9 @@ pub fn remove(unnamed: &Unnamed, catalog: &Catalog, wait: Wait) -> Result<Remove
         let e = Error::new(Kind::Locked, "it is in use again: try again");
         return Err(e.at(&unnamed.path));
     }
-    // The log last: it says whose the others are.
-    for file in unnamed.files.iter().filter(|f| **f != unnamed.path) {
-        removed.unlink(file.clone())?;
+    // The log last: it says whose the others are. To look at it may have made further ones.
+    for file in siblings(&unnamed.path, ".")? {
+        removed.unlink(file)?;
     }
     removed.unlink(unnamed.path.clone())?;
     sync_folder(&unnamed.path)?;

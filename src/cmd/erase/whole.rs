@@ -25,6 +25,8 @@ struct Erased {
     /// Backups that have a part of its past, under another name.
     others: Vec<String>,
     unasked: Vec<String>,
+    /// Why some of it stays.
+    failed: Vec<Error>,
 }
 
 impl Erased {
@@ -32,6 +34,18 @@ impl Erased {
         self.backups += 1;
         self.files += removed.files.len();
         self.bytes += removed.bytes;
+    }
+
+    /// A backup is out of reach: the others go all the same. Any other error ends it.
+    fn unreached(&mut self, path: &Path, e: Error) -> Result<()> {
+        match e.kind() {
+            Kind::NotFound | Kind::Io => {
+                self.left.push(path.to_owned());
+                self.failed.push(e);
+                Ok(())
+            }
+            _ => Err(e),
+        }
     }
 }
 
@@ -90,9 +104,10 @@ type Whole = Result<Option<(String, Erased)>>;
 
 /// Until nothing of it moves away, or is brought back, meanwhile.
 fn again(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<(String, Erased)> {
-    let mut sums = Erased::default();
+    let (mut sums, mut owner) = (Erased::default(), None);
     for _ in 0..ROUNDS {
-        match whole(name, keys, c, wait, &mut sums) {
+        (sums.left, sums.failed) = Default::default();
+        match whole(name, keys, c, wait, &mut owner, &mut sums) {
             Err(e) if e.kind() == Kind::Changed => {}
             done => return done.map(|owner| (owner, sums)),
         }
@@ -105,14 +120,18 @@ fn whole(
     keys: &[String],
     c: &Context,
     wait: Wait,
+    known: &mut Option<String>,
     done: &mut Erased,
 ) -> Result<String> {
-    let catalog = c.catalog();
+    let (catalog, db) = (c.catalog(), c.config.backup_db_path());
     let mut owner = None;
     for key in keys.iter().filter(|key| !former::is_former(key)) {
-        if catalog.lookup(key)?.is_some() {
+        if let Some(path) = catalog.lookup(key)? {
             // Out of use first: what is interrupted from here on is at least deleted.
-            former::delete(&catalog, key, wait, c.settings(), &c.namespace, now())?;
+            let deleted = former::delete(&catalog, key, wait, c.settings(), &c.namespace, now());
+            if let Err(e) = deleted {
+                done.unreached(&path, e)?;
+            }
             owner = Some(key.clone());
             break;
         }
@@ -131,39 +150,86 @@ fn whole(
             }
         }
     }
-    let owner = owner.ok_or_else(no_backup)?;
-    // All of the owner's, or one deleted backup that was named by its key.
-    let is_all = keys.contains(&owner);
-    let (db, now) = (c.config.backup_db_path(), now());
-    match is_all {
-        true => erased::whole(&db, now, &owner, now, "begun")?,
-        false => {
-            let what = format!("user=<{owner}> key=<{name}> begun");
-            erased::append(&db, now, &what)?;
+    // What was begun and interrupted, or what another one has erased just now, is ended.
+    for key in keys {
+        if owner.is_none() && erased::is_open(&db, key)? {
+            owner = Some(former::owner_of(key).unwrap_or(key).to_owned());
         }
     }
-    let known: Vec<PathBuf> = formers.iter().map(|f| f.path.clone()).collect();
+    let owner = owner.or(known.take()).ok_or_else(no_backup)?;
+    *known = Some(owner.clone());
+    // All of the owner's, or one deleted backup that was named by its key.
+    let is_all = keys.contains(&owner);
+    let mut went = HashSet::new();
+    for former in &formers {
+        if erased::was_removed(&db, former)? {
+            went.insert(former.key.as_str());
+        }
+    }
+    let now = now();
+    if is_all {
+        // No copy of what goes is later, whatever the clock says.
+        let until = formers.iter().map(former::last_said).max();
+        erased::whole(
+            &db,
+            now,
+            &owner,
+            until.map_or(now, |until| until.max(now)),
+            "begun",
+        )?;
+    } else {
+        let what = format!("user=<{owner}> key=<{name}> begun");
+        erased::append(&db, now, &what)?;
+        for former in &formers {
+            erased::removal(&db, now, former, former::last_said(former), "begun")?;
+        }
+    }
+    let places: Vec<PathBuf> = formers.iter().map(|f| f.path.clone()).collect();
     let ids: Vec<String> = formers
         .iter()
         .flat_map(|f| former::inbox_of(&f.key))
         .collect();
     for former in &formers {
-        // What a move has left there.
-        done.left.extend(moving::unseen(&catalog, &former.path)?);
-        let removed = former::remove(&catalog, former, wait, &|| Ok(()))?;
-        match removed.files.is_empty() {
-            true => done.left.push(former.path.clone()),
-            false => done.add(&removed),
+        // What a move has left would be a copy without an entry.
+        let unseen = moving::end(&catalog, &former.path).or_else(|e| {
+            log::warn!("cannot end an interrupted move: {e}");
+            moving::unseen(&catalog, &former.path).map(Vec::from_iter)
+        });
+        done.left.extend(unseen?);
+        match former::remove(&catalog, former, wait, &|| Ok(())) {
+            Ok(removed) if !removed.files.is_empty() => done.add(&removed),
+            Ok(_) if went.contains(former.key.as_str()) => {}
+            Ok(_) => done.left.push(former.path.clone()),
+            Err(e) if e.kind() == Kind::Changed && !is_all => {
+                if catalog.lookup(&former.key)?.is_some() {
+                    return Err(e);
+                }
+                erased::append(
+                    &db,
+                    now,
+                    &format!("user=<{owner}> backups=0 files=0 bytes=0"),
+                )?;
+                let what = "it was brought back meanwhile";
+                return Err(Error::new(Kind::NotFound, what).for_user(&former.key));
+            }
+            Err(e) if e.kind() == Kind::NotFound => {
+                done.unreached(&former.path, former::missing(&catalog, former)?)?;
+            }
+            Err(e) => done.unreached(&former.path, e)?,
         }
     }
-    for log in lying_about(c, &owner, &known)? {
+    for log in lying_about(c, &owner, &places)? {
         match log.is_his && is_all {
             true => done.add(&orphan::remove(&log, &catalog, wait)?),
             false => done.left.extend(log.files),
         }
     }
+    let unreached = match done.failed.len() {
+        0 => String::new(),
+        n => format!(" unreached={n}"),
+    };
     let what = format!(
-        "user=<{owner}> backups={} files={} bytes={}",
+        "user=<{owner}> backups={} files={} bytes={}{unreached}",
         done.backups, done.files, done.bytes
     );
     erased::append(&db, now, &what)?;
@@ -197,7 +263,12 @@ pub(super) fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
                 "{}: nothing is erased, for another name is unknown",
                 plain(name)
             )),
-            Ok(Some(_)) => {}
+            Ok(Some((_, done))) => {
+                for e in &done.failed {
+                    c.complain(name, e);
+                    last = Some(e.kind());
+                }
+            }
         }
     }
     if args.json {
@@ -241,16 +312,23 @@ pub(super) fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
 fn as_json((name, done): &(String, Whole)) -> Value {
     match done {
         Ok(None) => json!({ "userid": name, "status": "untouched" }),
-        Ok(Some((owner, done))) => json!({
-            "userid": owner,
-            "status": "erased",
-            "backups": done.backups,
-            "files": done.files,
-            "bytes": done.bytes,
-            "left": names(&done.left),
-            "others": done.others,
-            "unasked": done.unasked,
-        }),
+        Ok(Some((owner, done))) => {
+            let mut row = json!({
+                "userid": owner,
+                "status": "erased",
+                "backups": done.backups,
+                "files": done.files,
+                "bytes": done.bytes,
+                "left": names(&done.left),
+                "others": done.others,
+                "unasked": done.unasked,
+            });
+            if let Some(e) = done.failed.first() {
+                row["status"] = "failed".into();
+                row["error"] = e.to_string().into();
+            }
+            row
+        }
         Err(e) => json!({ "userid": name, "status": "failed", "error": e.to_string() }),
     }
 }

@@ -1,0 +1,200 @@
+//! Deleted backups go for good.
+//!
+//! What is beside the log is unlinked first, the log after that, the entry last: so it can be begun again. It is
+//! on record before anything goes (`store::erased`).
+
+use super::{Former, in_place, is_there, list, siblings, split, still, undo};
+use crate::error::{Error, Kind, Result};
+use crate::store::catalog::Catalog;
+use crate::store::erased;
+use crate::store::index;
+use crate::store::lock::{Create, DataLock, Wait};
+use crate::store::reader::ask_still;
+use crate::sys::fs::sync_folder;
+use crate::util::time::Timestamp;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What was removed of a backup.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Files, in the order in which they went.
+    pub files: Vec<PathBuf>,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Removed {
+    pub(in crate::store) fn unlink(&mut self, file: PathBuf) -> Result<()> {
+        let bytes = fs::metadata(&file).map_or(0, |m| m.len());
+        match fs::remove_file(&file) {
+            Ok(()) => {
+                self.bytes += bytes;
+                self.files.push(file);
+                Ok(())
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::io("cannot remove", e).at(&file)),
+        }
+    }
+}
+
+/// Removes the deleted backups whose time of grace is over; hands each to `tell`. One that
+/// fails does not keep the others. A bringing back that was interrupted is ended first. An entry of
+/// which there is no log goes only if it is on record that it was removed.
+pub fn expire(
+    catalog: &Catalog,
+    grace: Duration,
+    now: Timestamp,
+    tell: &mut dyn FnMut(&Former, Result<Removed>) -> Result<()>,
+) -> Result<()> {
+    let grace = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
+    for former in list(catalog, None)? {
+        let is_over = |deleted: Timestamp| deleted.0.saturating_add(grace) <= now.0;
+        match end(catalog, &former, &is_over, now) {
+            Ok(None) => {}
+            Ok(Some(removed)) => tell(&former, Ok(removed))?,
+            Err(e) => tell(&former, Err(e))?,
+        }
+    }
+    Ok(())
+}
+
+/// The same of one; `None` if nothing of it was to be removed.
+fn end(
+    catalog: &Catalog,
+    former: &Former,
+    is_over: &dyn Fn(Timestamp) -> bool,
+    now: Timestamp,
+) -> Result<Option<Removed>> {
+    if let Some(path) = in_place(catalog, former)? {
+        return match undo(catalog, former, Wait::No) {
+            // Somebody is at it, or a sync is at work in it: another time.
+            Err(e) if e.kind() == Kind::Locked => Ok(None),
+            done => done.map(|_| None).map_err(|e| e.at(&path)),
+        };
+    }
+    if !former.deleted.is_some_and(is_over) {
+        return Ok(None);
+    }
+    if !is_there(&former.path)? && !erased::was_removed(catalog.path(), former)? {
+        return Err(missing(catalog, former)?);
+    }
+    let record = || {
+        let until = last_said(former);
+        erased::removal(catalog.path(), now, former, until, "expired")
+    };
+    match remove(catalog, former, Wait::No, &record) {
+        Err(e) if e.kind() == Kind::Changed => Ok(None),
+        removed => Ok(Some(removed?).filter(|removed| !removed.files.is_empty())),
+    }
+}
+
+/// Why the log of a deleted backup is not there, and what to do.
+pub fn missing(catalog: &Catalog, former: &Former) -> Result<Error> {
+    let what = match former.path.parent().is_some_and(Path::is_dir) {
+        _ if erased::was_removed(catalog.path(), former)? => {
+            "it is removed already, but for its entry: delete --expired ends that"
+        }
+        true => "its log is missing: rescan --fix removes the entry",
+        false => {
+            "its log is missing, and so is its folder: is the partition mounted? If it is gone for good, make \
+             the folder: then rescan --fix removes the entry"
+        }
+    };
+    Ok(Error::new(Kind::NotFound, what).at(&former.path))
+}
+
+/// Up to when a deleted backup has anything: when it was deleted, was written to last, or printed last, whichever
+/// is later.
+pub fn last_said(former: &Former) -> Timestamp {
+    let path = former.path.as_path();
+    let printed = ask_still(path, &mut |index, _| index.last_chunk());
+    let printed = printed
+        .ok()
+        .flatten()
+        .flatten()
+        .map(|chunk| chunk.last_time);
+    let written = fs::metadata(path).map(|m| m.mtime()).ok();
+    let deleted = former.deleted.map(|t| t.0);
+    Timestamp(deleted.max(written).max(printed).unwrap_or(0))
+}
+
+/// Removes a deleted backup for good, with all that was kept beside its log. `record` is called before
+/// anything goes, if there is a log. `Changed` if it went elsewhere meanwhile: nothing is removed then.
+pub fn remove(
+    catalog: &Catalog,
+    former: &Former,
+    wait: Wait,
+    record: &dyn Fn() -> Result<()>,
+) -> Result<Removed> {
+    let path = &former.path;
+    super::at_rest(catalog, &former.key, path)?;
+    let mut removed = Removed::default();
+    match DataLock::acquire(path, wait, Create::No) {
+        Ok(lock) => {
+            still(catalog, &former.key, path)?;
+            record()?;
+            for file in belonging(catalog, former)? {
+                removed.unlink(file)?;
+            }
+            // The log last: as long as it is there, this can be begun again.
+            removed.unlink(path.clone())?;
+            sync_folder(path)?;
+            drop(lock);
+        }
+        Err(e) if e.kind() == Kind::NotFound && path.parent().is_some_and(Path::is_dir) => {
+            // It went already, or is elsewhere: its index has no use here.
+            index::remove(&index::path_of(path))?;
+            log::warn!("no log of a deleted backup filename=<{}>", path.display());
+        }
+        Err(e) => return Err(e.for_user(&former.key)),
+    }
+    let is = [(former.key.as_str(), Some(path.as_path()))];
+    match catalog.exchange(&is, &[(former.key.clone(), None)]) {
+        // Another one has removed it just now.
+        Err(e) if e.kind() == Kind::Changed && is_gone(catalog, former)? => {}
+        Err(e) if e.kind() == Kind::Changed => {
+            let what = "it has moved meanwhile, or was brought back: try again";
+            return Err(Error::new(Kind::Changed, what).for_user(&former.key));
+        }
+        done => done?,
+    }
+    log::info!(
+        "deleted backup removed user=<{}> filename=<{}> files={} bytes={}",
+        former.owner,
+        path.display(),
+        removed.files.len(),
+        removed.bytes
+    );
+    Ok(removed)
+}
+
+/// Whether neither it nor its owner has an entry: it was not brought back.
+fn is_gone(catalog: &Catalog, former: &Former) -> Result<bool> {
+    Ok(catalog.lookup(&former.key)?.is_none() && catalog.lookup(&former.owner)?.is_none())
+}
+
+/// What is kept beside the log of a deleted backup, and is no other's.
+fn belonging(catalog: &Catalog, former: &Former) -> Result<Vec<PathBuf>> {
+    let path = &former.path;
+    let mut files = siblings(path, ".")?;
+    if let Some((before, _)) = split(path) {
+        // Damaged copies and the like were named after the log before it was deleted. If that name is in use
+        // again, or another that was deleted had it, too, they are not ours.
+        let is_ours = |(key, other): &(String, PathBuf)| {
+            *key == former.key
+                || *other != before && split(other).is_none_or(|(its, _)| its != before)
+        };
+        if !is_there(&before)? && catalog.list()?.iter().all(is_ours) {
+            let deleted = super::with(&before, super::MARK);
+            let deleted = deleted.as_os_str().as_encoded_bytes();
+            let found = siblings(&before, ".")?.into_iter();
+            files.extend(found.filter(|f| !f.as_os_str().as_encoded_bytes().starts_with(deleted)));
+        }
+    }
+    Ok(files)
+}
