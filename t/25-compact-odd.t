@@ -483,7 +483,7 @@ def stale(rig):
 def forever(rig):
     rig.to.write_conf(backup_retention="0", backup_retention_for="eric=forever")
     try:
-        note(rig, "%RAN", str(int(time.time()) - 10 * DAY))
+        note(rig, "%RAN", str(int(time.time()) - 20 * DAY))
         said = asked(rig, "compact", "-A")
         expect("no deleted backup is removed" in said, "but for deleted backups", [said])
     finally:
