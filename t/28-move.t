@@ -758,6 +758,7 @@ def unmounted_others(rig):
             told = done.out + done.err
             expect(done.code == 1 and "1 backups" in told, "erase (%s)" % user, [told])
             expect("may hold them still: " + away[0] in told, "what is out of reach (%s)" % user, [told])
+            expect(is_live or "is the partition mounted?" in told, "why (%s)" % user, [told])
             expect(not os.path.exists(here[0]), "what is within reach goes (%s)" % user)
             row = rig.to.tool("erase", "-j", "--whole", user)
             expect(row.code == 1 and json.loads(row.out)["backups"][0]["status"] == "failed", "in JSON (%s)" % user, [str(row)])

@@ -23,6 +23,7 @@ pub use removal::{Removed, expire, last_said, missing, remove};
 
 use super::backup::{Backup, Settings};
 use super::catalog::Catalog;
+use super::erased;
 use super::index::{self, Index};
 use super::lock::{Create, DataLock, Wait};
 use super::reader::{Reader, Stale};
@@ -356,7 +357,10 @@ pub fn undo(catalog: &Catalog, former: &Former, wait: Wait) -> Result<PathBuf> {
             }
             lock
         }
-        Err(e) if e.kind() == Kind::NotFound => return Err(missing(catalog, former)?),
+        Err(e) if e.kind() == Kind::NotFound => {
+            let was_removed = erased::was_removed(catalog.path(), former)?;
+            return Err(missing(former, was_removed));
+        }
         lock => {
             let lock = lock?;
             still(catalog, &former.key, &former.path)?;

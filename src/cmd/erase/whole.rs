@@ -213,7 +213,7 @@ fn whole(
                 return Err(Error::new(Kind::NotFound, what).for_user(&former.key));
             }
             Err(e) if e.kind() == Kind::NotFound => {
-                done.unreached(&former.path, former::missing(&catalog, former)?)?;
+                done.unreached(&former.path, former::missing(former, false))?;
             }
             Err(e) => done.unreached(&former.path, e)?,
         }

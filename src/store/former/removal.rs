@@ -81,7 +81,7 @@ fn end(
         return Ok(None);
     }
     if !is_there(&former.path)? && !erased::was_removed(catalog.path(), former)? {
-        return Err(missing(catalog, former)?);
+        return Err(missing(former, false));
     }
     let record = || {
         let until = last_said(former);
@@ -93,10 +93,10 @@ fn end(
     }
 }
 
-/// Why the log of a deleted backup is not there, and what to do.
-pub fn missing(catalog: &Catalog, former: &Former) -> Result<Error> {
+/// Why the log of a deleted backup is not there, and what to do. Whether it `was_removed` is on record.
+pub fn missing(former: &Former, was_removed: bool) -> Error {
     let what = match former.path.parent().is_some_and(Path::is_dir) {
-        _ if erased::was_removed(catalog.path(), former)? => {
+        true if was_removed => {
             "it is removed already, but for its entry: delete --expired ends that"
         }
         true => "its log is missing: rescan --fix removes the entry",
@@ -105,7 +105,7 @@ pub fn missing(catalog: &Catalog, former: &Former) -> Result<Error> {
              the folder: then rescan --fix removes the entry"
         }
     };
-    Ok(Error::new(Kind::NotFound, what).at(&former.path))
+    Error::new(Kind::NotFound, what).at(&former.path)
 }
 
 /// Up to when a deleted backup has anything: when it was deleted, was written to last, or printed last, whichever
