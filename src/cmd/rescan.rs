@@ -8,7 +8,9 @@ use super::{Context, Job, Outcome};
 use crate::error::{Error, Kind, Result};
 use crate::store::catalog::Catalog;
 use crate::store::former::{self, Settled};
-use crate::store::rescan::{Finding, What, apply, entries, plan as compare, set_aside, walk};
+use crate::store::rescan::{
+    Finding, What, apply, entries, outdated, plan as compare, set_aside, walk,
+};
 use crate::util::time::now_ms;
 use getopts::{Matches, Options};
 use serde_json::{Value, json};
@@ -70,10 +72,11 @@ fn run(args: &Args, c: &Context, out: &mut Out) -> Result<Outcome> {
         }
         known => known?,
     };
+    let not_entered = outdated(&catalog, &mut walked, &known)?;
     for e in &walked.failed {
         c.complain("rescan", e);
     }
-    let mut findings = compare(&walked.logs, &known);
+    let mut findings = compare(&walked.logs, &known, &not_entered);
     for found in findings.iter_mut().filter(|f| f.what == What::Missing) {
         if let Some(what) = former::interrupted(&found.path) {
             found.why = Some(what.into());
@@ -189,7 +192,10 @@ fn as_text(f: &Finding, fix: bool) -> String {
         (Some(None), true) => text.push_str(": entry removed"),
         (None, true) => {}
         _ if fix => text.push_str(": not fixed"),
-        (Some(_), false) => text.push_str(": --fix would change that"),
+        (Some(Some(path)), false) => {
+            text.push_str(&format!(": --fix sets the entry to {}", path.display()));
+        }
+        (Some(None), false) => text.push_str(": --fix removes the entry"),
         (None, _) => {}
     }
     text

@@ -1,17 +1,21 @@
 //! Compares `backups.db` with the logs that lie in the partitions, and brings it in line.
 //!
-//! Three steps: [`walk`] looks at files, [`plan`] decides without touching anything, [`apply`]
-//! changes the catalogue. A log belongs to whom it names itself (`store::identify`), whatever the
-//! file is called. Of several logs of one owner the one that was written to last is the backup; the
-//! others are told, and never touched: nothing here changes or removes a log.
+//! Four steps: [`walk`] looks at files, [`outdated`] finds logs that must not be entered, [`plan`]
+//! decides without touching anything, [`apply`] changes the catalogue. A log belongs to whom it names
+//! itself (`store::identify`), whatever the file is called. Of several logs of one owner the one that
+//! was written to last is the backup; the others are told, and never touched: nothing here changes or
+//! removes a log.
 //!
-//! An entry whose file is missing goes only if the folder is there: a partition that is not mounted
-//! must not empty the catalogue. Files that cannot be opened are told in [`Walked::failed`].
+//! An entry whose file is missing stays as it is if the folder is missing, too: while a partition is
+//! not mounted the catalogue must not be emptied, nor name older logs that lie elsewhere. Files that
+//! cannot be opened are told in [`Walked::failed`].
 
 mod found;
+mod outdated;
 
 pub(super) use found::look;
 pub use found::{Entry, FileId, Log, Target, Walked, entries, is_aside, walk, walk_copies};
+pub use outdated::{Outdated, outdated};
 
 use super::catalog::Catalog;
 use super::former;
@@ -66,8 +70,9 @@ pub fn fits(key: &str, owner: &str) -> bool {
         })
 }
 
-/// Compares. Findings are in the order of keys, those without last.
-pub fn plan(logs: &[Log], entries: &[Entry]) -> Vec<Finding> {
+/// Compares. What is outdated is told, and nobody's backup. Findings are in the order of keys, those
+/// without last.
+pub fn plan(logs: &[Log], entries: &[Entry], outdated: &Outdated) -> Vec<Finding> {
     let ids: BTreeMap<FileId, &Log> = logs.iter().map(|l| (l.id, l)).collect();
     let at: BTreeMap<FileId, Vec<&Entry>> = entries.iter().fold(BTreeMap::new(), |mut at, e| {
         if let Target::Log(id) = e.target {
@@ -80,17 +85,30 @@ pub fn plan(logs: &[Log], entries: &[Entry]) -> Vec<Finding> {
         entries.is_some_and(|entries| entries.iter().any(|e| e.key == key))
     };
     let keys: HashSet<&str> = entries.iter().map(|e| e.key.as_str()).collect();
+    let mut given: HashSet<String> = HashSet::new();
     let mut of: BTreeMap<&str, Vec<&Log>> = BTreeMap::new();
     let mut out = Vec::new();
     for log in logs {
         let entries = at.get(&log.id).map_or(&[][..], Vec::as_slice);
+        let is_deleted = former::split(&log.path).is_some();
         match log.identity.key.as_deref() {
-            Some(owner) if entries.is_empty() && former::split(&log.path).is_some() => {
+            Some(owner) if entries.is_empty() && outdated.contains_key(&log.id) => {
+                let what = match is_deleted {
+                    true => What::Deleted,
+                    false => What::Orphan,
+                };
+                let mut found = finding(what, Some(owner), &log.path);
+                found.why = outdated.get(&log.id).cloned();
+                out.push(found);
+            }
+            Some(owner) if entries.is_empty() && is_deleted => {
                 let id = log.identity.generation.as_deref().unwrap_or("unknown");
-                let key = former::key(owner, id, |key| keys.contains(key));
+                let is_taken = |key: &str| keys.contains(key) || given.contains(key);
+                let key = former::key(owner, id, is_taken);
                 let mut found = finding(What::Deleted, Some(&key), &log.path);
                 found.change = Some(Some(log.path.clone()));
                 out.push(found);
+                given.insert(key);
             }
             // A former user's log stays where it is.
             Some(key) if entries.iter().any(|e| e.key != key && fits(&e.key, key)) => {}
@@ -112,12 +130,12 @@ pub fn plan(logs: &[Log], entries: &[Entry]) -> Vec<Finding> {
         let key = entry.key.as_str();
         let mut found = finding(What::Missing, Some(key), &entry.path);
         match entry.target {
-            Target::Missing(folder) => {
-                found.change = change(key).or(folder.then_some(None));
-                if !folder {
-                    found.why = Some("nor is its folder there: is the partition mounted?".into());
-                }
+            Target::Missing(true) => {
+                found.change = change(key).or(Some(None));
+                let why = "its folder is there: the file was removed, or moved by hand";
+                found.why = Some(why.into());
             }
+            Target::Missing(false) => found.why = Some(out_of_reach(best.get(key).copied())),
             Target::Empty | Target::Other => {
                 let change = change(key);
                 if entry.target == Target::Empty && change.is_none() {
@@ -174,6 +192,24 @@ pub fn plan(logs: &[Log], entries: &[Entry]) -> Vec<Finding> {
     }
     out.sort_by(|a, b| (a.key.is_none(), &a.key).cmp(&(b.key.is_none(), &b.key)));
     out
+}
+
+/// What to say of an entry whose folder is missing, too, if there is another log of its owner or not.
+fn out_of_reach(other: Option<&Log>) -> String {
+    let (what, end) = match other {
+        Some(log) => {
+            let path = log.path.display();
+            (
+                format!("; {path} is a log of that owner, perhaps an older one"),
+                "enters that one",
+            )
+        }
+        None => (String::new(), "removes the entry"),
+    };
+    format!(
+        "nor is its folder there{what}: mount its partition; if that is gone for good, make the folder, \
+         and rescan --fix {end}"
+    )
 }
 
 fn finding(what: What, key: Option<&str>, path: &Path) -> Finding {
@@ -266,7 +302,7 @@ mod tests {
     /// Findings as text: kind, key, path, change.
     fn told(logs: &[Log], entries: &[Entry]) -> Vec<String> {
         let path = |p: &Option<PathBuf>| p.as_ref().map_or("-".into(), |p| p.display().to_string());
-        plan(logs, entries)
+        plan(logs, entries, &Outdated::new())
             .iter()
             .map(|f| {
                 let key = f.key.as_deref().unwrap_or("?");
@@ -304,13 +340,69 @@ mod tests {
         assert_eq!(
             told(&logs, &entries),
             [
-                "Missing anna /b/x /b/1",
+                "Missing anna /b/x stays",
                 "Orphan bert /b/2 /b/2",
                 "Missing carl /b/x -",
                 "Missing dora /b/x stays",
                 "Nameless ? /b/3 stays",
             ]
         );
+        let whys: Vec<String> = plan(&logs, &entries, &Outdated::new())
+            .into_iter()
+            .filter_map(|f| f.why)
+            .collect();
+        assert!(whys[0].contains("; /b/1 is a log of that owner") && whys[0].ends_with("that one"));
+        assert!(whys[1].starts_with("its folder is there"));
+        assert!(whys[2].starts_with("nor is its folder there: ") && whys[2].ends_with("the entry"));
+        let there = [entry("anna", Target::Missing(true))];
+        assert_eq!(told(&logs[..1], &there), ["Missing anna /b/x /b/1"]);
+    }
+
+    #[test]
+    fn deleted_ones_have_a_key_each() {
+        let deleted = |n: u64| Log {
+            path: format!("/b/anna_x.deleted.{n}").into(),
+            ..log(n, "anna", 0)
+        };
+        let logs = [deleted(1), deleted(2), deleted(3)];
+        let known = [entry("%FORMER/anna/unknown", Target::Unreadable)];
+        let keys: Vec<Option<String>> = plan(&logs, &known, &Outdated::new())
+            .into_iter()
+            .map(|f| f.key)
+            .collect();
+        let key = |n: u64| Some(format!("%FORMER/anna/unknown.{n}"));
+        assert_eq!(keys, [key(2), key(3), key(4)]);
+    }
+
+    #[test]
+    fn what_is_outdated_is_told_and_nobodys_backup() {
+        let mut gone = log(3, "anna", 9);
+        gone.path = "/b/anna_x.deleted.7".into();
+        let logs = [log(1, "anna", 9), log(2, "anna", 5), gone];
+        let outdated: Outdated = [1, 3].map(|n| ((1, n), "why".into())).into();
+        for (known, more) in [
+            (vec![], "Orphan anna Some(Some(\"/b/2\")) None"),
+            (
+                vec![entry("anna", Target::Empty)],
+                "NoLog anna Some(Some(\"/b/2\")) None",
+            ),
+            (vec![entry("anna", LOG2)], ""),
+        ] {
+            let mut told: Vec<String> = plan(&logs, &known, &outdated)
+                .into_iter()
+                .map(|f| format!("{:?} {} {:?} {:?}", f.what, f.key.unwrap(), f.change, f.why))
+                .collect();
+            told.sort();
+            let mut want = vec![
+                "Deleted anna None Some(\"why\")",
+                "Orphan anna None Some(\"why\")",
+            ];
+            want.extend(Some(more).filter(|more| !more.is_empty()));
+            want.sort_unstable();
+            assert_eq!(told, want);
+        }
+        // One that is entered is what its entry says.
+        assert!(plan(&logs[..1], &[entry("anna", LOG1)], &outdated).is_empty());
     }
 
     #[test]

@@ -208,7 +208,7 @@ fn rescan_speaks() {
     let text = String::from_utf8_lossy(&ran.out);
     assert_eq!(ran.status, 1);
     assert!(text.contains("anna: a log without an entry: "), "{text}");
-    assert!(text.contains("--fix would change that"), "{text}");
+    assert!(text.contains(": --fix sets the entry to /"), "{text}");
     assert_eq!(store.run(&["rescan", "anna"]).status, 64);
 }
 

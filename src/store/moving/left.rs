@@ -24,6 +24,7 @@ use crate::store::notes::Notes;
 use crate::store::reindex;
 use crate::sys::fs::sync_folder;
 use crate::util::hex;
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -144,6 +145,37 @@ impl Trace {
             Some(now) if now == *note => self.done(),
             _ => Ok(()),
         }
+    }
+}
+
+/// All that is on record of moves.
+pub struct Noted(HashMap<String, Note>);
+
+impl Noted {
+    /// Reads it; nothing if there is no such file or it does not read.
+    pub fn read(catalog: &Catalog) -> Result<Noted> {
+        let all = Notes::beside(catalog.path(), "moved").all()?.into_iter();
+        Ok(Noted(
+            all.filter_map(|(key, text)| Some((key, Note::parse(&text)?)))
+                .collect(),
+        ))
+    }
+
+    /// Whether the log at `path` is, to the last byte, what a move on record has copied: one of the two
+    /// that there were then. Reads the log if its length fits. Fails with `Io`.
+    pub fn is_moved(&self, path: &Path) -> Result<bool> {
+        let usual = base(path);
+        let key = usual.file_name().unwrap_or_default().to_string_lossy();
+        let note = self.0.get(key.as_ref());
+        let Some((bytes, sha256)) = note.and_then(|note| note.copied) else {
+            return Ok(false);
+        };
+        let log = File::open(path).map_err(|e| Error::io("cannot open", e).at(path))?;
+        if len(&log) != bytes {
+            return Ok(false);
+        }
+        let is = reindex::hash(&log, 0, bytes).map_err(|e| e.at(path))?;
+        Ok(is[..] == sha256[..])
     }
 }
 
@@ -429,6 +461,7 @@ pub(super) fn asides(path: &Path) -> Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sha2::{Digest, Sha256};
 
     #[test]
     fn notes_are_read_as_they_were_written() {
@@ -457,6 +490,18 @@ mod tests {
         assert_eq!(note.from, from);
         trace.ended(&begun).unwrap();
         assert!(same.note().unwrap().is_some());
+        // What was copied is known by its content, wherever it lies and whether it was deleted since.
+        let is_moved = |name: &str, content: &[u8]| {
+            let path = old.join(name);
+            fs::write(&path, content).unwrap();
+            Noted::read(&catalog).unwrap().is_moved(&path).unwrap()
+        };
+        let sha256 = Sha256::digest(b"the log").into();
+        trace.copied(to, 7, sha256).unwrap();
+        assert!(is_moved("anna_x", b"the log") && is_moved("anna_x.deleted.3", b"the log"));
+        assert!(!is_moved("anna_x", b"the lag") && !is_moved("anna_x", b"the log goes on"));
+        assert!(!is_moved("anna_y", b"the log"));
+        trace.copied(to, 7, [0xab; 32]).unwrap();
         // Nothing is known to be at an end whose folder is not there.
         same.ended(&note).unwrap();
         assert_eq!(note.unseen(), [to]);
