@@ -9,7 +9,7 @@ use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
 use crate::store::lock::Wait;
 use crate::store::{erased, former, moving, orphan};
-use crate::util::time::now;
+use crate::util::time::{Timestamp, now};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -124,39 +124,17 @@ fn whole(
     done: &mut Erased,
 ) -> Result<String> {
     let (catalog, db) = (c.catalog(), c.config.backup_db_path());
-    let mut owner = None;
-    for key in keys.iter().filter(|key| !former::is_former(key)) {
-        if let Some(path) = catalog.lookup(key)? {
-            // Out of use first: what is interrupted from here on is at least deleted.
-            let deleted = former::delete(&catalog, key, wait, c.settings(), &c.namespace, now());
-            if let Err(e) = deleted {
-                done.unreached(&path, e)?;
-            }
-            owner = Some(key.clone());
-            break;
-        }
-    }
+    let live = out_of_use(keys, c, wait, done)?;
     let mut formers = former::list(&catalog, None)?;
-    match &owner {
+    match &live {
         Some(owner) => formers.retain(|f| f.owner == *owner),
         None => formers.retain(|f| keys.iter().any(|key| *key == f.key || *key == f.owner)),
     }
-    let mut owner = owner.or_else(|| formers.first().map(|f| f.owner.clone()));
-    if owner.is_none() {
-        for key in keys.iter().filter(|key| !former::is_former(key)) {
-            if lying_about(c, key, &[])?.iter().any(|log| log.is_his) {
-                owner = Some(key.clone());
-                break;
-            }
-        }
-    }
-    // What was begun and interrupted, or what another one has erased just now, is ended.
-    for key in keys {
-        if owner.is_none() && erased::is_open(&db, key)? {
-            owner = Some(former::owner_of(key).unwrap_or(key).to_owned());
-        }
-    }
-    let owner = owner.or(known.take()).ok_or_else(no_backup)?;
+    let owner = match live.or_else(|| formers.first().map(|f| f.owner.clone())) {
+        None => without_entry(keys, c)?.or(known.take()),
+        owner => owner,
+    };
+    let owner = owner.ok_or_else(no_backup)?;
     *known = Some(owner.clone());
     // All of the owner's, or one deleted backup that was named by its key.
     let is_all = keys.contains(&owner);
@@ -169,14 +147,9 @@ fn whole(
     let now = now();
     if is_all {
         // No copy of what goes is later, whatever the clock says.
-        let until = formers.iter().map(former::last_said).max();
-        erased::whole(
-            &db,
-            now,
-            &owner,
-            until.map_or(now, |until| until.max(now)),
-            "begun",
-        )?;
+        let last = formers.iter().map(former::last_said);
+        let until = last.fold(now, Timestamp::max);
+        erased::whole(&db, now, &owner, until, "begun")?;
     } else {
         let what = format!("user=<{owner}> key=<{name}> begun");
         erased::append(&db, now, &what)?;
@@ -204,11 +177,8 @@ fn whole(
                 if catalog.lookup(&former.key)?.is_some() {
                     return Err(e);
                 }
-                erased::append(
-                    &db,
-                    now,
-                    &format!("user=<{owner}> backups=0 files=0 bytes=0"),
-                )?;
+                let what = format!("user=<{owner}> backups=0 files=0 bytes=0");
+                erased::append(&db, now, &what)?;
                 let what = "it was brought back meanwhile";
                 return Err(Error::new(Kind::NotFound, what).for_user(&former.key));
             }
@@ -246,6 +216,42 @@ fn whole(
         done.unasked = others.unasked;
     }
     Ok(owner)
+}
+
+/// Takes the live backup out of use: what is interrupted from here on is at least deleted. Whose it is, or was.
+fn out_of_use(
+    keys: &[String],
+    c: &Context,
+    wait: Wait,
+    done: &mut Erased,
+) -> Result<Option<String>> {
+    let catalog = c.catalog();
+    for key in keys.iter().filter(|key| !former::is_former(key)) {
+        let Some(path) = catalog.lookup(key)? else {
+            continue;
+        };
+        let deleted = former::delete(&catalog, key, wait, c.settings(), &c.namespace, now());
+        if let Err(e) = deleted {
+            done.unreached(&path, e)?;
+        }
+        return Ok(Some(key.clone()));
+    }
+    Ok(None)
+}
+
+/// Who is meant, where no entry is left: something of his lies about, or his erasure was begun and has not ended.
+fn without_entry(keys: &[String], c: &Context) -> Result<Option<String>> {
+    for key in keys.iter().filter(|key| !former::is_former(key)) {
+        if lying_about(c, key, &[])?.iter().any(|log| log.is_his) {
+            return Ok(Some(key.clone()));
+        }
+    }
+    for key in keys {
+        if erased::is_open(&c.config.backup_db_path(), key)? {
+            return Ok(Some(former::owner_of(key).unwrap_or(key).to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// Erases what is named, and tells.
