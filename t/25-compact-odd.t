@@ -479,6 +479,32 @@ def stale(rig):
     expect("--stale wants" in asked(rig, "stat", "--stale", "x", "gwen", code=64), "a number")
 
 
+@case("compact --force of a log that does not read: what is lost is told, and the next sync brings it")
+def salvaged(rig):
+    rig.cyrus.user("wilma")
+    with rig.cyrus.imap("wilma") as imap:
+        imap.fill("INBOX", [message("wilma%d" % n, 40000, to="wilma") for n in range(30)])
+    rig.sync("-u", "wilma")
+    asked(rig, "compact", "--force", "wilma")
+    path = rig.to.data_file("wilma")
+    with open(path, "r+b") as file:
+        at = os.path.getsize(path) // 2
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 0x55]))
+    said = asked(rig, "compact", "--force", "wilma")
+    expect("do not read and are dropped" in said, "what is said", [said])
+    told = [line for line in said.splitlines() + rig.why() if "does not read: message=" in line]
+    expect(told, "each is named")
+    expect_equal(len(rig.to.json("messages", "wilma")["messages"]), 30, "messages that are known")
+    asked(rig, "heal", "wilma")
+    rig.sync("-u", "wilma", attempts=2)
+    have = logfile.bodies(path)
+    expect_none([m["uid"] for m in rig.to.json("messages", "wilma")["messages"] if m["guid"] not in have], "messages without a body")
+    rig.whole("wilma")
+
+
 @case("where nothing expires no clock is in the way")
 def forever(rig):
     rig.to.write_conf(backup_retention="0", backup_retention_for="eric=forever")

@@ -760,6 +760,19 @@ def unmounted_others(rig):
             expect("may hold them still: " + away[0] in told, "what is out of reach (%s)" % user, [told])
             expect(is_live or "is the partition mounted?" in told, "why (%s)" % user, [told])
             expect(not os.path.exists(here[0]), "what is within reach goes (%s)" % user)
+            if not is_live:
+                # As a mount point on which others have begun a backup since.
+                sandbox.make_dir(TWO + "/d")
+                key = [key for key, path in rig.to.data_files().items() if path == away[0]][0]
+                said = rig.to.tool("delete", "--undo", user)
+                expect(said.code == 1 and "its log is missing" in said.err, "undo says what is true", [str(said)])
+                for words in (["erase", "--whole", user], ["erase", "--whole", key], ["delete", "--expired"]):
+                    said = rig.to.tool(*words)
+                    told = said.out + said.err
+                    expect(said.code == (0 if words[0] == "delete" else 1), "status of %s" % words, [told])
+                    expect(words[0] == "delete" or "its log is missing" in told, "why", [told])
+                    expect(key in rig.to.data_files(), "its entry stays")
+                os.rmdir(TWO + "/d")
             row = rig.to.tool("erase", "-j", "--whole", user)
             expect(row.code == 1 and json.loads(row.out)["backups"][0]["status"] == "failed", "in JSON (%s)" % user, [str(row)])
         finally:

@@ -3,10 +3,12 @@
 //! `<time> <seconds since 1970> <what>`; only ever appended to, and on disk when [`append`] returns.
 //! It holds names, and no mail.
 //!
-//! People read it, [`until`], and [`messages`]. A line `user=<KEY> whole=<seconds> ...` is written before a whole
-//! backup goes, and says up to when; if it was one deleted backup, and not all of the owner's, `deleted=<seconds>`
-//! behind it tells which ([`removal`]). A log of that owner without an entry that has nothing later is
-//! a copy of what was erased, and not taken for his backup by itself. A line `user=<KEY> message=<GUID> ...`
+//! People read it, and this program. A line `user=<KEY> whole=<seconds> begun` is written before all that an owner has
+//! goes, and says up to when. One with `deleted=<seconds>` behind it ([`removal`]) is written under the lock of one deleted
+//! backup, when it goes now; `since=<seconds>` there is when that one began. A log of that owner without an
+//! entry that has nothing later, and did not begin before, is a copy of what was erased, and not taken for his backup by
+//! itself ([`wholes`]). `back=<seconds>` takes back what was said of one that was deleted then: it is in use
+//! again. A line `user=<KEY> message=<GUID> ...`
 //! is written before a message goes; KEY is the owner, also of a deleted backup, so that it holds when that
 //! comes back. Who takes over what was his inherits them before he has any of it ([`inherit`]).
 
@@ -31,15 +33,9 @@ fn clean(what: &str) -> String {
     what.replace(char::is_control, "?")
 }
 
-/// Says, before it goes, that what a backup of `key` had up to a time is erased.
-pub fn whole(
-    backups_db: &Path,
-    now: Timestamp,
-    key: &str,
-    until: Timestamp,
-    why: &str,
-) -> Result<()> {
-    let what = format!("user=<{key}> whole={} {why}", until.0);
+/// Says, before it goes, that all that `key` had up to a time is to be erased.
+pub fn begun(backups_db: &Path, now: Timestamp, key: &str, until: Timestamp) -> Result<()> {
+    let what = format!("user=<{key}> whole={} begun", until.0);
     append(backups_db, now, &what)
 }
 
@@ -126,81 +122,135 @@ pub fn inherit(
     }
 }
 
-/// Whether anything whole was ever erased by this name: of a user, or a deleted backup by its key.
+/// What is on record of whole backups of an owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whole {
+    /// Nothing in it is later, in seconds since 1970.
+    until: i64,
+    /// Of one deleted backup: when it was deleted, in seconds since 1970.
+    deleted: Option<i64>,
+    /// When it began, if that is known.
+    since: Option<i64>,
+    /// Whether its end is on record, too.
+    is_closed: bool,
+}
+
+impl Whole {
+    fn parse(text: &str) -> Option<Whole> {
+        let mut words = text.split(' ');
+        let number = |word: &str, name: &str| word.strip_prefix(name)?.parse().ok();
+        let mut whole = Whole {
+            until: words.next()?.parse().ok()?,
+            deleted: None,
+            since: None,
+            is_closed: false,
+        };
+        for word in words {
+            whole.deleted = whole.deleted.or(number(word, "deleted="));
+            whole.since = whole.since.or(number(word, "since="));
+        }
+        Some(whole)
+    }
+
+    /// Whether a log that began at a time, and has nothing later than another, is a copy of it.
+    pub fn covers(&self, began: i64, last: i64) -> bool {
+        last <= self.until && self.since.is_none_or(|since| began >= since)
+    }
+}
+
+/// All of it, without what was taken back.
+pub fn wholes(backups_db: &Path, key: &str) -> Result<Vec<Whole>> {
+    let mut wholes: Vec<Whole> = Vec::new();
+    for what in about(backups_db, key)? {
+        if let Some(text) = what.strip_prefix("whole=") {
+            wholes.extend(Whole::parse(text));
+        } else if what.starts_with("backups=") {
+            wholes.iter_mut().for_each(|whole| whole.is_closed = true);
+        } else if let Some(deleted) = what.strip_prefix("back=") {
+            let deleted = deleted.parse().ok();
+            wholes.retain(|whole| match whole.deleted {
+                None => whole.is_closed,
+                its => its != deleted,
+            });
+        }
+    }
+    Ok(wholes)
+}
+
+/// Whether anything whole was ever erased by this name, or was to be: of a user, or a deleted backup by its key.
 pub fn was_whole(backups_db: &Path, key: &str) -> Result<bool> {
     if let Some(owner) = former::owner_of(key) {
         let start = clean(&format!("key=<{key}> "));
         let said = about(backups_db, owner)?;
         return Ok(said.iter().any(|what| what.starts_with(&start)));
     }
-    Ok(until(backups_db, key)?.is_some())
+    Ok(!wholes(backups_db, key)?.is_empty())
 }
 
-/// Whether the last thing said of whole backups of an owner, or of a deleted one that is named by its key, is that
-/// their erasure was begun.
+/// Whether a whole erasure of an owner, or of a deleted backup that is named by its key, was begun and its end is
+/// not on record. Of the latter only if its log was about to go.
 pub fn is_open(backups_db: &Path, key: &str) -> Result<bool> {
-    let owner = former::owner_of(key).unwrap_or(key);
+    let Some(owner) = former::owner_of(key) else {
+        let mut wholes = wholes(backups_db, key)?.into_iter();
+        return Ok(wholes.any(|whole| whole.deleted.is_none() && !whole.is_closed));
+    };
     let this = clean(&format!("key=<{key}> "));
-    let mut is_open = false;
+    let (mut is_named, mut is_open) = (false, false);
     for what in about(backups_db, owner)? {
-        if what.starts_with("backups=") {
-            is_open = false;
-        } else if let Some(whole) = what.strip_prefix("whole=") {
-            let is_all = whole.split_once(' ').is_some_and(|(_, why)| why == "begun");
-            is_open |= is_all && owner == key;
-        } else {
-            is_open |= what.starts_with(&this);
+        if what.starts_with(&this) {
+            is_named = true;
+        } else if what.starts_with("backups=") || what.starts_with("back=") {
+            (is_named, is_open) = (false, false);
+        } else if what.starts_with("whole=") {
+            is_open |= is_named && what.ends_with(" erased");
         }
     }
     Ok(is_open)
 }
 
-/// Says, before it goes, that a deleted backup goes, and up to when it had anything.
+/// Says that a deleted backup goes now: up to when it had anything, and since when if that is known.
 pub fn removal(
     backups_db: &Path,
     now: Timestamp,
     former: &Former,
-    until: Timestamp,
+    (since, until): (Option<i64>, Timestamp),
     why: &str,
 ) -> Result<()> {
-    let deleted = former
-        .deleted
-        .map_or(String::new(), |t| format!("deleted={} ", t.0));
-    whole(
-        backups_db,
-        now,
-        &former.owner,
-        until,
-        &format!("{deleted}{why}"),
-    )
+    let number = |name: &str, n: Option<i64>| n.map_or(String::new(), |n| format!(" {name}={n}"));
+    let deleted = number("deleted", former.deleted.map(|t| t.0));
+    let since = number("since", since);
+    let owner = &former.owner;
+    let what = format!("user=<{owner}> whole={}{deleted}{since} {why}", until.0);
+    append(backups_db, now, &what)
 }
 
-/// Whether a deleted backup is on record as removed: it itself, or all of its owner since.
-pub fn was_removed(backups_db: &Path, former: &Former) -> Result<bool> {
+/// Takes back what was said of a deleted backup, for it comes back.
+pub fn take_back(backups_db: &Path, now: Timestamp, former: &Former) -> Result<()> {
     let Some(deleted) = former.deleted.map(|t| t.0) else {
-        return Ok(false);
+        return Ok(());
     };
-    let said = about(backups_db, &former.owner)?;
-    let is_it = |what: &String| -> Option<bool> {
-        let (time, why) = what.strip_prefix("whole=")?.split_once(' ')?;
-        let time: i64 = time.parse().ok()?;
-        Some(match why.strip_prefix("deleted=") {
-            Some(which) => which.split(' ').next()?.parse() == Ok(deleted),
-            // Once that was told by the time alone.
-            None => time == deleted || time > deleted && why == "begun",
-        })
+    let is_said = |whole: &Whole| match whole.deleted {
+        None => !whole.is_closed,
+        its => its == Some(deleted),
     };
-    Ok(said.iter().any(|what| is_it(what) == Some(true)))
+    if !wholes(backups_db, &former.owner)?.iter().any(is_said) {
+        return Ok(());
+    }
+    let what = format!("user=<{}> back={deleted}", former.owner);
+    append(backups_db, now, &what)
 }
 
-/// Up to when all that `key` had was erased, if it ever was; seconds since 1970.
-pub fn until(backups_db: &Path, key: &str) -> Result<Option<i64>> {
-    let said = about(backups_db, key)?;
-    let times = said.iter().filter_map(|what| {
-        let time = what.strip_prefix("whole=")?.split(' ').next()?;
-        time.parse().ok()
-    });
-    Ok(times.max())
+/// Whether it is on record that a deleted backup was about to go: if its log is missing, that is why.
+pub fn was_removed(backups_db: &Path, former: &Former) -> Result<bool> {
+    let deleted = former.deleted.map(|t| t.0);
+    let mut wholes = wholes(backups_db, &former.owner)?.into_iter();
+    Ok(deleted.is_some() && wholes.any(|whole| whole.deleted == deleted))
+}
+
+/// When the deleted backups of an owner had been deleted that have gone.
+pub fn removed(backups_db: &Path, owner: &str) -> Result<Vec<Timestamp>> {
+    let wholes = wholes(backups_db, owner)?.into_iter();
+    Ok(wholes.filter_map(|w| w.deleted.map(Timestamp)).collect())
 }
 
 /// Adds a line.
@@ -243,7 +293,10 @@ mod tests {
         let dir = std::env::temp_dir().join(name);
         std::fs::create_dir(&dir).unwrap();
         let db = dir.join("backups.db");
-        let ask = |key: &str| until(&db, key).unwrap();
+        let ask = |key: &str| {
+            let wholes = wholes(&db, key).unwrap();
+            wholes.iter().map(|whole| whole.until).max()
+        };
         assert_eq!(ask("anna"), None);
         let now = Timestamp(1000);
         append(&db, now, "user=<anna> message=00 begun").unwrap();
@@ -258,9 +311,9 @@ mod tests {
         append(&db, now, "user=<anna> backups=1 files=2 bytes=3").unwrap();
         append(&db, now, "user=<x> user=<anna> whole=5000 begun").unwrap();
         assert_eq!(ask("anna"), None);
-        whole(&db, now, "anna", Timestamp(900), "expired").unwrap();
-        whole(&db, now, "anna", Timestamp(800), "begun").unwrap();
-        whole(&db, now, "a b\nc", Timestamp(700), "begun").unwrap();
+        begun(&db, now, "anna", Timestamp(900)).unwrap();
+        begun(&db, now, "anna", Timestamp(800)).unwrap();
+        begun(&db, now, "a b\nc", Timestamp(700)).unwrap();
         assert_eq!(
             (ask("anna"), ask("ann"), ask("a b\nc")),
             (Some(900), None, Some(700))
@@ -272,6 +325,49 @@ mod tests {
         let was = |key: &str| was_whole(&db, key).unwrap();
         assert!(was("anna") && was("%FORMER/anna/u1"));
         assert!(!was("bert") && !was("%FORMER/anna/u") && !was("%FORMER/bert/u1"));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn what_is_said_of_a_whole_backup_holds_until_it_comes_back() {
+        let name = format!("cyr_backup-erased-{}-whole", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir(&dir).unwrap();
+        let db = dir.join("backups.db");
+        let now = Timestamp(1000);
+        let one = |time: i64| Former {
+            key: format!("%FORMER/anna/{time}"),
+            owner: "anna".into(),
+            path: dir.join(format!("anna_x.deleted.{time}")),
+            deleted: Some(Timestamp(time)),
+        };
+        let key = |time: i64| format!("%FORMER/anna/{time}");
+        let say = |what: &str| append(&db, now, &format!("user=<anna> {what}")).unwrap();
+        let open = |key: &str| is_open(&db, key).unwrap();
+        let gone = |time: i64| was_removed(&db, &one(time)).unwrap();
+        // What was to go, and did not.
+        begun(&db, now, "anna", Timestamp(900)).unwrap();
+        assert!(open("anna") && !gone(500) && was_whole(&db, "anna").unwrap());
+        take_back(&db, now, &one(500)).unwrap();
+        assert!(!open("anna") && wholes(&db, "anna").unwrap().is_empty());
+        // One of two goes.
+        say(&format!("key=<{}> begun", key(500)));
+        assert!(!open(&key(500)) && !gone(500));
+        removal(&db, now, &one(500), (Some(300), Timestamp(510)), "erased").unwrap();
+        assert!(open(&key(500)) && gone(500) && !gone(400) && !open("anna"));
+        assert_eq!(removed(&db, "anna").unwrap(), [Timestamp(500)]);
+        let all = wholes(&db, "anna").unwrap();
+        assert!(all[0].covers(300, 510) && !all[0].covers(300, 511) && !all[0].covers(299, 510));
+        say("backups=1 files=2 bytes=3");
+        assert!(!open(&key(500)) && gone(500));
+        // An expiry that was killed, and the backup brought back.
+        removal(&db, now, &one(600), (None, Timestamp(600)), "expired").unwrap();
+        assert!(gone(600) && !open(&key(600)));
+        take_back(&db, now, &one(600)).unwrap();
+        let before = std::fs::read(beside(&db)).unwrap();
+        take_back(&db, now, &one(600)).unwrap();
+        assert_eq!(std::fs::read(beside(&db)).unwrap(), before, "it is known");
+        assert!(!gone(600) && gone(500));
         std::fs::remove_dir_all(&dir).unwrap();
     }
 

@@ -19,7 +19,8 @@
 
 mod removal;
 
-pub use removal::{Removed, expire, last_said, missing, remove};
+use removal::missing;
+pub use removal::{Removed, Why, expire, last_said, remove};
 
 use super::backup::{Backup, Settings};
 use super::catalog::Catalog;
@@ -31,7 +32,7 @@ use super::recover::generation;
 use crate::cyrus::mboxname::{MboxName, Namespace};
 use crate::error::{Error, Kind, Result};
 use crate::sys::fs::sync_folder;
-use crate::util::time::Timestamp;
+use crate::util::time::{Timestamp, now};
 use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -41,6 +42,8 @@ use std::time::Duration;
 
 /// How keys of backups begin that are no longer their owner's.
 const FORMER: &str = "%FORMER/";
+/// How often a backup is looked up again that others delete or bring back just then.
+const ROUNDS: u32 = 16;
 /// In seconds.
 const YEAR: i64 = 365 * 86_400;
 /// Between the path of a log and the time at which it was deleted.
@@ -170,6 +173,24 @@ pub fn delete(
     ns: &Namespace,
     now: Timestamp,
 ) -> Result<Former> {
+    for _ in 0..ROUNDS {
+        if let Some(former) = delete_once(catalog, key, wait, settings, ns, now)? {
+            return Ok(former);
+        }
+    }
+    let what = "it is deleted and brought back all the time";
+    Err(Error::new(Kind::Locked, what).for_user(key))
+}
+
+/// `None` if somebody else has deleted it or brought it back just now: it is to be looked up again.
+fn delete_once(
+    catalog: &Catalog,
+    key: &str,
+    wait: Wait,
+    settings: Settings,
+    ns: &Namespace,
+    now: Timestamp,
+) -> Result<Option<Former>> {
     let missing = || Error::new(Kind::NotFound, "no backup").for_user(key);
     if is_former(key) {
         return Err(Error::new(Kind::Usage, "it is deleted already").for_user(key));
@@ -187,8 +208,10 @@ pub fn delete(
         ),
         Err(e) if e.kind() == Kind::NotFound => {
             return match settle(catalog, key, &path, ns)? {
-                Some(Settled::Deleted(former)) => Ok(former),
-                Some(Settled::Back) => delete(catalog, key, wait, settings, ns, now),
+                Some(Settled::Deleted(former)) => Ok(Some(former)),
+                Some(Settled::Back) => Ok(None),
+                None if is_there(&path)? => Ok(None),
+                None if catalog.lookup(key)?.as_ref() != Some(&path) => Ok(None),
                 None => Err(e.for_user(key)),
             };
         }
@@ -199,7 +222,8 @@ pub fn delete(
     // Later than the others of the same owner: the last is brought back first. One that was deleted by a
     // clock that was quite wrong does not count.
     let others = list(catalog, Some(key))?.into_iter();
-    let times = others.filter_map(|f| f.deleted);
+    let gone = erased::removed(catalog.path(), key)?;
+    let times = others.filter_map(|f| f.deleted).chain(gone);
     let last = times.filter(|t| is_time(*t, now)).max();
     let mut time = now.0.max(last.map_or(i64::MIN, |t| t.0.saturating_add(1)));
     let to = loop {
@@ -214,7 +238,7 @@ pub fn delete(
     let former = enter(catalog, key, &id, &path, &to)?;
     drop(lock);
     log::info!("backup deleted user=<{key}> filename=<{}>", to.display());
-    Ok(former)
+    Ok(Some(former))
 }
 
 /// The second step of a deletion.
@@ -297,6 +321,16 @@ fn deleted_of(path: &Path) -> Result<Vec<(PathBuf, Timestamp)>> {
         (before == path).then_some((to, time))
     });
     Ok(found.collect())
+}
+
+/// What lies where a log was a moment ago: that itself, or what was deleted from there. It alone if nothing does.
+pub fn lying_at(path: &Path) -> Vec<PathBuf> {
+    let found = deleted_of(path).unwrap_or_default().into_iter();
+    let mut found: Vec<_> = found.map(|(to, _)| to).collect();
+    if found.is_empty() || path.exists() {
+        found.insert(0, path.to_owned());
+    }
+    found
 }
 
 /// Ends bringing back the backup of `owner` whose log belongs at `path`, should that have been interrupted
@@ -417,6 +451,7 @@ fn is_there(path: &Path) -> Result<bool> {
 
 /// The steps of bringing back after the first; its lock is held.
 fn bring_back(catalog: &Catalog, former: &Former, path: &Path) -> Result<()> {
+    erased::take_back(catalog.path(), now(), former)?;
     if is_there(&former.path)? {
         rename_both(&former.path, path)?;
     } else if is_there(&index::path_of(path))? {

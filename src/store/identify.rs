@@ -29,6 +29,15 @@ pub struct Identity {
     pub generation: Option<String>,
     /// Time of the first line that was read; 0 without one.
     pub first: i64,
+    /// When the backup began, in seconds since 1970, if the log was made by a compaction.
+    pub created: Option<i64>,
+}
+
+impl Identity {
+    /// When the backup began, as far as the log tells, in seconds since 1970.
+    pub fn began(&self) -> i64 {
+        self.created.unwrap_or(self.first)
+    }
 }
 
 /// What a file turned out to be.
@@ -183,6 +192,8 @@ fn owner(name: &[u8], parser: &mut Member<'_>, ns: &Namespace, found: &mut Ident
             let fact = value.get(PRIVATE).and_then(|p| p.get("GENERATION"));
             let id = fact.and_then(|g| g.get("ID")).and_then(Value::as_str);
             found.generation = id.map(str::to_owned);
+            let created = fact.and_then(|g| g.get("CREATED"));
+            found.created = created.and_then(Value::as_u64).map(|t| t as i64);
             fact.and_then(key_of).filter(|k| !k.is_empty())
         }
         _ => {
@@ -273,6 +284,7 @@ mod tests {
         let last = last_owner(&FaultFile::with(&log)).unwrap();
         assert_eq!(last.as_deref(), Some("anne"));
         let found = Identity {
+            created: None,
             key: Some("anna".into()),
             generation: Some("b084f9da629569bf".into()),
             first: 100,

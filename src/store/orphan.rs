@@ -4,7 +4,7 @@
 //! would be out of sight. Looked for are files of the owner's name in his hash folders; the log itself
 //! must say that it is his. Not taken are logs that are entered for somebody, none of an owner
 //! whose backup was deleted: there an old copy may lie, and none that ends before the owner's mail was
-//! erased ([`erased::until`]). A file of that name that cannot be read is an error, for nobody can say
+//! erased ([`erased::wholes`]). A file of that name that cannot be read is an error, for nobody can say
 //! whose it is.
 //!
 //! [`unnamed`] finds everything that lies about of an owner without an entry, for who erases it:
@@ -40,7 +40,7 @@ pub fn find(
     for path in named_so(partitions, key)? {
         if let Content::Log(identity) = look(&path, ns)? {
             if identity.key.as_deref() == Some(key) {
-                logs.push(path);
+                logs.push((path, identity.began()));
             }
         }
     }
@@ -51,14 +51,14 @@ pub fn find(
         if former::owner_of(&other) == Some(key) {
             return Ok(None);
         }
-        logs.retain(|log| *log != path);
+        logs.retain(|(log, _)| *log != path);
     }
-    let until = erased::until(catalog.path(), key)?;
+    let erased = erased::wholes(catalog.path(), key)?;
     let mut last = None;
-    for path in logs {
+    for (path, began) in logs {
         let file = File::open(&path).map_err(|e| Error::io("cannot open", e).at(&path))?;
         let stamp = last_stamp(&file).map_err(|e| e.at(&path))?;
-        if until.is_some_and(|until| stamp <= until) {
+        if erased.iter().any(|whole| whole.covers(began, stamp)) {
             log::warn!(
                 "a log of what was erased is not taken user=<{key}> filename=<{}>",
                 path.display()
@@ -225,8 +225,11 @@ fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in entries {
         let path = entry.map_err(fail)?.path();
-        if path.is_file() {
-            files.push(path);
+        match fs::metadata(&path) {
+            Ok(meta) if !meta.is_file() => {}
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            // It may be one, also if that cannot be seen.
+            _ => files.push(path),
         }
     }
     Ok(files)

@@ -281,6 +281,7 @@ mod tests {
                 key: (!key.is_empty()).then(|| key.into()),
                 generation: None,
                 first: 1,
+                created: None,
             },
             last,
             len: 1,

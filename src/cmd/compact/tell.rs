@@ -91,11 +91,15 @@ pub fn as_text(
             report.spliced,
         )),
         Ended::Done => out.line(format_args!(
-            "{name}: {} to {} chunks, {} to {} bytes ({expired}), {:.1} s",
+            "{name}: {} to {} chunks, {} to {} bytes ({expired}){}, {:.1} s",
             report.chunks_before,
             report.chunks_after,
             report.bytes_before,
             report.bytes_after,
+            match report.unreadable {
+                0 => String::new(),
+                n => format!("; {n} messages do not read and are dropped: see heal"),
+            },
             took.as_secs_f64()
         )),
     }
@@ -138,6 +142,7 @@ pub fn as_json(chosen: &Chosen, did: &Result<Did>, took: Duration) -> Value {
                 ("expired_records", report.expired_records),
                 ("expired_mailboxes", report.expired_mailboxes),
                 ("expired_others", report.expired_others),
+                ("unreadable_messages", report.unreadable),
                 ("lost_messages", report.loss.lost),
                 ("lost_of", report.loss.of),
             ] {

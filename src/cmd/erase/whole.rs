@@ -7,12 +7,17 @@ use crate::cmd::select::Select;
 use crate::cmd::{Context, Outcome, say, status};
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
+use crate::store::former::{self, Why};
 use crate::store::lock::Wait;
-use crate::store::{erased, former, moving, orphan};
+use crate::store::{erased, moving, orphan};
 use crate::util::time::{Timestamp, now};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Before it is begun anew because something has moved, or is being brought back.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What was erased of one owner.
 #[derive(Default)]
@@ -22,6 +27,8 @@ struct Erased {
     bytes: u64,
     /// What may be of it still.
     left: Vec<PathBuf>,
+    /// Where an interrupted move may have left something.
+    unseen: Vec<PathBuf>,
     /// Backups that have a part of its past, under another name.
     others: Vec<String>,
     unasked: Vec<String>,
@@ -40,7 +47,7 @@ impl Erased {
     fn unreached(&mut self, path: &Path, e: Error) -> Result<()> {
         match e.kind() {
             Kind::NotFound | Kind::Io => {
-                self.left.push(path.to_owned());
+                self.left.extend(former::lying_at(path));
                 self.failed.push(e);
                 Ok(())
             }
@@ -108,8 +115,14 @@ fn again(name: &str, keys: &[String], c: &Context, wait: Wait) -> Result<(String
     for _ in 0..ROUNDS {
         (sums.left, sums.failed) = Default::default();
         match whole(name, keys, c, wait, &mut owner, &mut sums) {
-            Err(e) if e.kind() == Kind::Changed => {}
-            done => return done.map(|owner| (owner, sums)),
+            Err(e) if e.kind() == Kind::Changed => std::thread::sleep(PAUSE),
+            done => {
+                let owner = done?;
+                sums.left.append(&mut sums.unseen);
+                sums.left.sort();
+                sums.left.dedup();
+                return Ok((owner, sums));
+            }
         }
     }
     Err(Error::new(Kind::Locked, "it moves all the time"))
@@ -131,31 +144,22 @@ fn whole(
         None => formers.retain(|f| keys.iter().any(|key| *key == f.key || *key == f.owner)),
     }
     let owner = match live.or_else(|| formers.first().map(|f| f.owner.clone())) {
-        None => without_entry(keys, c)?.or(known.take()),
+        // Another one may have erased it just now.
+        None => without_entry(keys, c)?.or(known.take().filter(|owner| keys.contains(owner))),
         owner => owner,
     };
     let owner = owner.ok_or_else(no_backup)?;
     *known = Some(owner.clone());
     // All of the owner's, or one deleted backup that was named by its key.
     let is_all = keys.contains(&owner);
-    let mut went = HashSet::new();
-    for former in &formers {
-        if erased::was_removed(&db, former)? {
-            went.insert(former.key.as_str());
-        }
-    }
     let now = now();
     if is_all {
         // No copy of what goes is later, whatever the clock says.
         let last = formers.iter().map(former::last_said);
-        let until = last.fold(now, Timestamp::max);
-        erased::whole(&db, now, &owner, until, "begun")?;
+        erased::begun(&db, now, &owner, last.fold(now, Timestamp::max))?;
     } else {
         let what = format!("user=<{owner}> key=<{name}> begun");
         erased::append(&db, now, &what)?;
-        for former in &formers {
-            erased::removal(&db, now, former, former::last_said(former), "begun")?;
-        }
     }
     let places: Vec<PathBuf> = formers.iter().map(|f| f.path.clone()).collect();
     let ids: Vec<String> = formers
@@ -168,23 +172,11 @@ fn whole(
             log::warn!("cannot end an interrupted move: {e}");
             moving::unseen(&catalog, &former.path).map(Vec::from_iter)
         });
-        done.left.extend(unseen?);
-        match former::remove(&catalog, former, wait, &|| Ok(())) {
-            Ok(removed) if !removed.files.is_empty() => done.add(&removed),
-            Ok(_) if went.contains(former.key.as_str()) => {}
-            Ok(_) => done.left.push(former.path.clone()),
-            Err(e) if e.kind() == Kind::Changed && !is_all => {
-                if catalog.lookup(&former.key)?.is_some() {
-                    return Err(e);
-                }
-                let what = format!("user=<{owner}> backups=0 files=0 bytes=0");
-                erased::append(&db, now, &what)?;
-                let what = "it was brought back meanwhile";
-                return Err(Error::new(Kind::NotFound, what).for_user(&former.key));
-            }
-            Err(e) if e.kind() == Kind::NotFound => {
-                done.unreached(&former.path, former::missing(former, false))?;
-            }
+        done.unseen.extend(unseen?);
+        match former::remove(&catalog, former, wait, now, Why::Erased) {
+            // Another one may have removed it just now.
+            Ok(removed) if removed.files.is_empty() => {}
+            Ok(removed) => done.add(&removed),
             Err(e) => done.unreached(&former.path, e)?,
         }
     }
@@ -232,6 +224,9 @@ fn out_of_use(
         };
         let deleted = former::delete(&catalog, key, wait, c.settings(), &c.namespace, now());
         if let Err(e) = deleted {
+            if catalog.lookup(key)?.as_ref() != Some(&path) {
+                return Err(Error::new(Kind::Changed, "it has moved meanwhile").because(e));
+            }
             done.unreached(&path, e)?;
         }
         return Ok(Some(key.clone()));

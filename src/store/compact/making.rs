@@ -440,9 +440,9 @@ fn ahead<I: Sync, T: Send>(
     std::thread::scope(|scope| {
         let (permit, permits) = crossbeam_channel::bounded::<()>(jobs * 2);
         let (sender, results) = crossbeam_channel::unbounded();
-        for _ in 0..jobs {
+        for n in 0..jobs {
             let (permit, sender, taken, work) = (permit.clone(), sender.clone(), &taken, &work);
-            scope.spawn(move || {
+            let thread = std::thread::Builder::new().spawn_scoped(scope, move || {
                 while permit.send(()).is_ok() {
                     let at = taken.fetch_add(1, Ordering::Relaxed);
                     let Some(item) = items.get(at) else { break };
@@ -451,6 +451,11 @@ fn ahead<I: Sync, T: Send>(
                     }
                 }
             });
+            match thread {
+                // Fewer do it, too.
+                Err(_) if n > 0 => break,
+                thread => thread.map_err(|e| Error::io("cannot start a thread", e))?,
+            };
         }
         drop((permit, sender));
         let mut early = BTreeMap::new();

@@ -107,6 +107,8 @@ pub struct Report {
     pub dropped_chunks: u64,
     /// Small members that were joined.
     pub joined_chunks: u64,
+    /// Needed messages that do not read; dropped, and asked for again if they are alive.
+    pub unreadable: u64,
     /// When the next thing will expire, in seconds since 1970.
     pub next: Option<i64>,
     /// What the brake looked at.

@@ -7,12 +7,13 @@ use super::tidy::tidy;
 use super::{Outcome, Policy, Report, new_path, switch};
 use crate::cyrus::guid::Guid;
 use crate::error::{Error, Kind, Result};
-use crate::store::backup::Backup;
+use crate::store::backup::{Backup, resync_line};
 use crate::store::file::LogFile;
-use crate::store::index::{self, Index};
+use crate::store::index::{self, Index, MailboxRow};
 use crate::store::lock::{Create, DataLock, Wait};
 use crate::store::reader::{Reader, Stale};
 use crate::util::hex;
+use std::collections::{BTreeSet, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -79,6 +80,9 @@ fn attempt(
                 found
             }
         };
+        if !survey.lost.is_empty() && doubt(path, &key, policy, times, &reader, &survey.lost)? {
+            continue;
+        }
         let held = match lock.take() {
             Some(held) => held,
             None => {
@@ -100,6 +104,47 @@ fn attempt(
             gone(path, e)
         });
     }
+}
+
+/// Marks the mailboxes in which messages are alive that do not read, so that the sender brings them again. False if
+/// all of them were marked. Each message is told.
+fn doubt(
+    path: &Path,
+    key: &str,
+    policy: &Policy,
+    times: &Times<'_>,
+    reader: &Reader,
+    lost: &HashSet<Guid>,
+) -> Result<bool> {
+    let index = reader.index();
+    let mut marked = BTreeSet::new();
+    for guid in lost {
+        for row in index.records_of(*guid)? {
+            let mailbox = index.mailbox_by_id(row.mailbox_id)?;
+            let is_live = |m: &MailboxRow| m.deleted.is_none() && m.epoch == row.epoch;
+            let Some(mailbox) = mailbox.filter(is_live) else {
+                continue;
+            };
+            if row.expunged.is_none() && index.resync(&mailbox.uniqueid)?.is_none() {
+                let (name, uid) = (&mailbox.mboxname, row.record.uid);
+                log::warn!(
+                    "does not read: message={guid} mailbox=<{name}> uid={uid}: the next sync brings it"
+                );
+                marked.insert(mailbox.uniqueid);
+            }
+        }
+    }
+    if marked.is_empty() {
+        return Ok(false);
+    }
+    let lines: Vec<_> = marked
+        .iter()
+        .map(|id| resync_line(id, 1, "bodies lack after damage"))
+        .collect();
+    let mut backup = Backup::open(path, key, policy.wait, Create::No, policy.settings)?;
+    backup.append(&lines, times.now)?;
+    backup.finish()?;
+    Ok(true)
 }
 
 /// Opens the backup and looks through it. With it, whose it is: whoever asked may have looked it up

@@ -118,6 +118,7 @@ impl Survey {
         let wanted = certain || plan.pays(policy.threshold, after.bytes);
         let held = need.loss.brakes(policy.brake) && !policy.force;
         let report = Report {
+            unreadable: lost.len() as u64,
             outcome: match (held, wanted) {
                 (true, _) => Outcome::Held,
                 (false, true) => Outcome::Done,

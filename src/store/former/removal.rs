@@ -80,21 +80,14 @@ fn end(
     if !former.deleted.is_some_and(is_over) {
         return Ok(None);
     }
-    if !is_there(&former.path)? && !erased::was_removed(catalog.path(), former)? {
-        return Err(missing(former, false));
-    }
-    let record = || {
-        let until = last_said(former);
-        erased::removal(catalog.path(), now, former, until, "expired")
-    };
-    match remove(catalog, former, Wait::No, &record) {
+    match remove(catalog, former, Wait::No, now, Why::Expired) {
         Err(e) if e.kind() == Kind::Changed => Ok(None),
         removed => Ok(Some(removed?).filter(|removed| !removed.files.is_empty())),
     }
 }
 
 /// Why the log of a deleted backup is not there, and what to do. Whether it `was_removed` is on record.
-pub fn missing(former: &Former, was_removed: bool) -> Error {
+pub(super) fn missing(former: &Former, was_removed: bool) -> Error {
     let what = match former.path.parent().is_some_and(Path::is_dir) {
         true if was_removed => {
             "it is removed already, but for its entry: delete --expired ends that"
@@ -111,33 +104,58 @@ pub fn missing(former: &Former, was_removed: bool) -> Error {
 /// Up to when a deleted backup has anything: when it was deleted, was written to last, or printed last, whichever
 /// is later.
 pub fn last_said(former: &Former) -> Timestamp {
-    let path = former.path.as_path();
-    let printed = ask_still(path, &mut |index, _| index.last_chunk());
-    let printed = printed
-        .ok()
-        .flatten()
-        .flatten()
-        .map(|chunk| chunk.last_time);
-    let written = fs::metadata(path).map(|m| m.mtime()).ok();
-    let deleted = former.deleted.map(|t| t.0);
-    Timestamp(deleted.max(written).max(printed).unwrap_or(0))
+    span(former).1
 }
 
-/// Removes a deleted backup for good, with all that was kept beside its log. `record` is called before
-/// anything goes, if there is a log. `Changed` if it went elsewhere meanwhile: nothing is removed then.
+/// Since when, if its index tells, and up to when.
+fn span(former: &Former) -> (Option<i64>, Timestamp) {
+    let path = former.path.as_path();
+    let asked = ask_still(path, &mut |index, _| {
+        let first = index.chunks()?.first().map(|chunk| chunk.first_time);
+        let since = index.meta_number("created")?.into_iter().chain(first).min();
+        Ok((since, index.last_chunk()?.map(|chunk| chunk.last_time)))
+    });
+    let (since, printed) = asked.ok().flatten().unwrap_or_default();
+    let written = fs::metadata(path).map(|m| m.mtime()).ok();
+    let deleted = former.deleted.map(|t| t.0);
+    let until = deleted.max(written).max(printed);
+    (since, Timestamp(until.unwrap_or(0)))
+}
+
+/// Why a deleted backup goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Its time of grace is over.
+    Expired,
+    /// Somebody wants it.
+    Erased,
+}
+
+/// Removes a deleted backup for good, with all that was kept beside its log; that it goes now is on record before.
+/// `Changed` if it went elsewhere meanwhile, `NotFound` if its log is missing and it is not on record why: nothing is
+/// removed then.
 pub fn remove(
     catalog: &Catalog,
     former: &Former,
     wait: Wait,
-    record: &dyn Fn() -> Result<()>,
+    now: Timestamp,
+    why: Why,
 ) -> Result<Removed> {
     let path = &former.path;
+    let changed = || {
+        let what = "it has moved meanwhile, or was brought back: try again";
+        Error::new(Kind::Changed, what).for_user(&former.key)
+    };
     super::at_rest(catalog, &former.key, path)?;
     let mut removed = Removed::default();
     match DataLock::acquire(path, wait, Create::No) {
         Ok(lock) => {
             still(catalog, &former.key, path)?;
-            record()?;
+            let why = match why {
+                Why::Expired => "expired",
+                Why::Erased => "erased",
+            };
+            erased::removal(catalog.path(), now, former, span(former), why)?;
             for file in belonging(catalog, former)? {
                 removed.unlink(file)?;
             }
@@ -146,10 +164,19 @@ pub fn remove(
             sync_folder(path)?;
             drop(lock);
         }
-        Err(e) if e.kind() == Kind::NotFound && path.parent().is_some_and(Path::is_dir) => {
-            // It went already, or is elsewhere: its index has no use here.
-            index::remove(&index::path_of(path))?;
-            log::warn!("no log of a deleted backup filename=<{}>", path.display());
+        Err(e) if e.kind() == Kind::NotFound => {
+            let is_same = catalog.lookup(&former.key)?.as_ref() == Some(path);
+            if is_same && (is_there(path)? || in_place(catalog, former)?.is_some()) {
+                return Err(changed());
+            }
+            let was_removed = erased::was_removed(catalog.path(), former)?;
+            if is_same && !(was_removed && path.parent().is_some_and(Path::is_dir)) {
+                return Err(missing(former, was_removed));
+            }
+            if was_removed {
+                // Its index has no use here.
+                index::remove(&index::path_of(path))?;
+            }
         }
         Err(e) => return Err(e.for_user(&former.key)),
     }
@@ -157,10 +184,7 @@ pub fn remove(
     match catalog.exchange(&is, &[(former.key.clone(), None)]) {
         // Another one has removed it just now.
         Err(e) if e.kind() == Kind::Changed && is_gone(catalog, former)? => {}
-        Err(e) if e.kind() == Kind::Changed => {
-            let what = "it has moved meanwhile, or was brought back: try again";
-            return Err(Error::new(Kind::Changed, what).for_user(&former.key));
-        }
+        Err(e) if e.kind() == Kind::Changed => return Err(changed()),
         done => done?,
     }
     log::info!(
@@ -173,9 +197,9 @@ pub fn remove(
     Ok(removed)
 }
 
-/// Whether neither it nor its owner has an entry: it was not brought back.
+/// Whether it has no entry any more, and that is on record: it was not brought back.
 fn is_gone(catalog: &Catalog, former: &Former) -> Result<bool> {
-    Ok(catalog.lookup(&former.key)?.is_none() && catalog.lookup(&former.owner)?.is_none())
+    Ok(catalog.lookup(&former.key)?.is_none() && erased::was_removed(catalog.path(), former)?)
 }
 
 /// What is kept beside the log of a deleted backup, and is no other's.

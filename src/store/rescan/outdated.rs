@@ -117,13 +117,16 @@ fn left(entry: &Entry) -> String {
 
 /// What to say if a log that was moved has nothing later than what was erased of its owner.
 fn erased(catalog: &Catalog, log: &Log, owner: &str) -> Result<Option<String>> {
-    let Some(until) = erased::until(catalog.path(), owner)? else {
+    let erased = erased::wholes(catalog.path(), owner)?;
+    if erased.is_empty() {
         return Ok(None);
-    };
+    }
     let file = File::open(&log.path).map_err(|e| Error::io("cannot open", e).at(&log.path))?;
     let last = last_stamp(&file).map_err(|e| e.at(&log.path))?;
     let what = "left by an interrupted move, and erased since: erase --whole removes it";
-    Ok((last <= until).then(|| what.into()))
+    let began = log.identity.began();
+    let is_it = erased.iter().any(|whole| whole.covers(began, last));
+    Ok(is_it.then(|| what.into()))
 }
 
 /// Whether a log is an earlier state of a deleted one.
