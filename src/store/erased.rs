@@ -7,7 +7,7 @@
 //! goes, and says up to when. One with `deleted=<seconds>` behind it ([`removal`]) is written under the lock of one deleted
 //! backup, when it goes now; `since=<seconds>` there is when that one began. A log of that owner without an
 //! entry that has nothing later, and did not begin before, is a copy of what was erased, and not taken for his backup by
-//! itself ([`wholes`]). `back=<seconds>` takes back what was said of one that was deleted then: it is in use
+//! itself ([`wholes`]). `kept=<seconds>` says that it could not be removed. `back=<seconds>` takes back what was said of one that was deleted then: it is in use
 //! again. A line `user=<KEY> message=<GUID> ...`
 //! is written before a message goes; KEY is the owner, also of a deleted backup, so that it holds when that
 //! comes back. Who takes over what was his inherits them before he has any of it ([`inherit`]).
@@ -133,6 +133,8 @@ pub struct Whole {
     since: Option<i64>,
     /// Whether its end is on record, too.
     is_closed: bool,
+    /// Whether it could not be removed.
+    is_kept: bool,
 }
 
 impl Whole {
@@ -144,6 +146,7 @@ impl Whole {
             deleted: None,
             since: None,
             is_closed: false,
+            is_kept: false,
         };
         for word in words {
             whole.deleted = whole.deleted.or(number(word, "deleted="));
@@ -164,8 +167,13 @@ pub fn wholes(backups_db: &Path, key: &str) -> Result<Vec<Whole>> {
     for what in about(backups_db, key)? {
         if let Some(text) = what.strip_prefix("whole=") {
             wholes.extend(Whole::parse(text));
-        } else if what.starts_with("backups=") {
+        } else if is_end(&what) {
             wholes.iter_mut().for_each(|whole| whole.is_closed = true);
+        } else if let Some(deleted) = what.strip_prefix("kept=") {
+            let deleted = deleted.parse().ok();
+            for whole in wholes.iter_mut().filter(|w| w.deleted == deleted) {
+                whole.is_kept |= deleted.is_some();
+            }
         } else if let Some(deleted) = what.strip_prefix("back=") {
             let deleted = deleted.parse().ok();
             wholes.retain(|whole| match whole.deleted {
@@ -175,6 +183,11 @@ pub fn wholes(backups_db: &Path, key: &str) -> Result<Vec<Whole>> {
         }
     }
     Ok(wholes)
+}
+
+/// Whether a line says that an erasure has ended: nothing was out of its reach.
+fn is_end(what: &str) -> bool {
+    what.starts_with("backups=") && !what.contains(" unreached=")
 }
 
 /// Whether anything whole was ever erased by this name, or was to be: of a user, or a deleted backup by its key.
@@ -199,7 +212,7 @@ pub fn is_open(backups_db: &Path, key: &str) -> Result<bool> {
     for what in about(backups_db, owner)? {
         if what.starts_with(&this) {
             is_named = true;
-        } else if what.starts_with("backups=") || what.starts_with("back=") {
+        } else if is_end(&what) || what.starts_with("back=") {
             (is_named, is_open) = (false, false);
         } else if what.starts_with("whole=") {
             is_open |= is_named && what.ends_with(" erased");
@@ -216,12 +229,28 @@ pub fn removal(
     (since, until): (Option<i64>, Timestamp),
     why: &str,
 ) -> Result<()> {
+    // Its index may be gone since it was asked.
+    let its = former.deleted.map(|t| t.0);
+    let said = wholes(backups_db, &former.owner)?;
+    let known = said.iter().filter(|w| its.is_some() && w.deleted == its);
+    let since = since.or(known.filter_map(|whole| whole.since).min());
     let number = |name: &str, n: Option<i64>| n.map_or(String::new(), |n| format!(" {name}={n}"));
-    let deleted = number("deleted", former.deleted.map(|t| t.0));
+    let deleted = number("deleted", its);
     let since = number("since", since);
     let owner = &former.owner;
     let what = format!("user=<{owner}> whole={}{deleted}{since} {why}", until.0);
     append(backups_db, now, &what)
+}
+
+/// Says that a deleted backup of which [`removal`] was said could not be removed.
+pub fn kept(backups_db: &Path, now: Timestamp, former: &Former) -> Result<()> {
+    match former.deleted {
+        None => Ok(()),
+        Some(deleted) => {
+            let what = format!("user=<{}> kept={}", former.owner, deleted.0);
+            append(backups_db, now, &what)
+        }
+    }
 }
 
 /// Takes back what was said of a deleted backup, for it comes back.
@@ -244,7 +273,7 @@ pub fn take_back(backups_db: &Path, now: Timestamp, former: &Former) -> Result<(
 pub fn was_removed(backups_db: &Path, former: &Former) -> Result<bool> {
     let deleted = former.deleted.map(|t| t.0);
     let mut wholes = wholes(backups_db, &former.owner)?.into_iter();
-    Ok(deleted.is_some() && wholes.any(|whole| whole.deleted == deleted))
+    Ok(deleted.is_some() && wholes.any(|whole| whole.deleted == deleted && !whole.is_kept))
 }
 
 /// When the deleted backups of an owner had been deleted that have gone.
@@ -358,6 +387,12 @@ mod tests {
         assert_eq!(removed(&db, "anna").unwrap(), [Timestamp(500)]);
         let all = wholes(&db, "anna").unwrap();
         assert!(all[0].covers(300, 510) && !all[0].covers(300, 511) && !all[0].covers(299, 510));
+        // It could not be removed, and is when that is tried again.
+        kept(&db, now, &one(500)).unwrap();
+        say("backups=0 files=0 bytes=0 unreached=1");
+        assert!(open(&key(500)) && !gone(500));
+        removal(&db, now, &one(500), (None, Timestamp(510)), "erased").unwrap();
+        assert!(gone(500) && !wholes(&db, "anna").unwrap()[1].covers(299, 510));
         say("backups=1 files=2 bytes=3");
         assert!(!open(&key(500)) && gone(500));
         // An expiry that was killed, and the backup brought back.

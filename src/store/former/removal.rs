@@ -4,9 +4,11 @@
 //! on record before anything goes (`store::erased`).
 
 use super::{Former, in_place, is_there, list, siblings, split, still, undo};
+use crate::cyrus::mboxname::Namespace;
 use crate::error::{Error, Kind, Result};
 use crate::store::catalog::Catalog;
 use crate::store::erased;
+use crate::store::identify::{Content, identify};
 use crate::store::index;
 use crate::store::lock::{Create, DataLock, Wait};
 use crate::store::reader::ask_still;
@@ -107,7 +109,7 @@ pub fn last_said(former: &Former) -> Timestamp {
     span(former).1
 }
 
-/// Since when, if its index tells, and up to when.
+/// Since when, if index or log tell, and up to when.
 fn span(former: &Former) -> (Option<i64>, Timestamp) {
     let path = former.path.as_path();
     let asked = ask_still(path, &mut |index, _| {
@@ -116,6 +118,14 @@ fn span(former: &Former) -> (Option<i64>, Timestamp) {
         Ok((since, index.last_chunk()?.map(|chunk| chunk.last_time)))
     });
     let (since, printed) = asked.ok().flatten().unwrap_or_default();
+    let since = since.or_else(|| {
+        // Whose it is does not matter, so nor does how names are read.
+        let file = fs::File::open(path).ok()?;
+        match identify(&file, &Namespace::default()) {
+            Ok(Content::Log(identity)) => Some(identity.began()),
+            _ => None,
+        }
+    });
     let written = fs::metadata(path).map(|m| m.mtime()).ok();
     let deleted = former.deleted.map(|t| t.0);
     let until = deleted.max(written).max(printed);
@@ -156,12 +166,12 @@ pub fn remove(
                 Why::Erased => "erased",
             };
             erased::removal(catalog.path(), now, former, span(former), why)?;
-            for file in belonging(catalog, former)? {
-                removed.unlink(file)?;
+            if let Err(e) = unlink(catalog, former, &mut removed) {
+                if let Err(e) = erased::kept(catalog.path(), now, former) {
+                    log::error!("cannot record that it stays: {}", e.for_user(&former.key));
+                }
+                return Err(e);
             }
-            // The log last: as long as it is there, this can be begun again.
-            removed.unlink(path.clone())?;
-            sync_folder(path)?;
             drop(lock);
         }
         Err(e) if e.kind() == Kind::NotFound => {
@@ -195,6 +205,15 @@ pub fn remove(
         removed.bytes
     );
     Ok(removed)
+}
+
+fn unlink(catalog: &Catalog, former: &Former, removed: &mut Removed) -> Result<()> {
+    for file in belonging(catalog, former)? {
+        removed.unlink(file)?;
+    }
+    // The log last: as long as it is there, this can be begun again.
+    removed.unlink(former.path.clone())?;
+    sync_folder(&former.path)
 }
 
 /// Whether it has no entry any more, and that is on record: it was not brought back.
