@@ -322,7 +322,6 @@ def killed_undo(rig):
                 made(rig, user)
                 path = rig.to.data_file(user)
                 asked(rig, "delete", user)
-                time.sleep(1.1)
                 was_killed = killed_at(rig, "rename,renameat,renameat2", n, "delete", "--undo", user)
                 expect(was_killed, "undo was killed (%s)" % user)
                 time.sleep(1.1)

@@ -166,9 +166,16 @@ impl Index {
 
     /// Attaches another index, to take bodies over from. Not inside a transaction.
     pub fn attach(&self, other: &std::path::Path) -> Result<RowRanges> {
-        self.conn
-            .execute("ATTACH ?1 AS old", [super::uri(other, "mode=ro")])
-            .map_err(|e| self.error(e))?;
+        let mut tries = 0;
+        let uri = super::uri(other, "mode=ro");
+        // While an index is put in the place of another there is none for a moment.
+        while let Err(e) = self.conn.execute("ATTACH ?1 AS old", [&uri]) {
+            tries += 1;
+            if tries > super::TRIES {
+                return Err(self.error(e));
+            }
+            std::thread::sleep(super::PAUSE);
+        }
         self.run(super::schema::FILLING)?;
         let ranges = self.all(
             "SELECT chunk_id, min(id), max(id) FROM old.message GROUP BY chunk_id",
