@@ -3,14 +3,16 @@
 //! `<time> <seconds since 1970> <what>`; only ever appended to, and on disk when [`append`] returns.
 //! It holds names, and no mail.
 //!
-//! People read it, and this program. A line `user=<KEY> whole=<seconds> begun` is written before all that an owner has
-//! goes, and says up to when. One with `deleted=<seconds>` behind it ([`removal`]) is written under the lock of one deleted
-//! backup, when it goes now; `since=<seconds>` there is when that one began. A log of that owner without an
-//! entry that has nothing later, and did not begin before, is a copy of what was erased, and not taken for his backup by
-//! itself ([`wholes`]). `kept=<seconds>` says that it could not be removed. `back=<seconds>` takes back what was said of one that was deleted then: it is in use
-//! again. A line `user=<KEY> message=<GUID> ...`
-//! is written before a message goes; KEY is the owner, also of a deleted backup, so that it holds when that
-//! comes back. Who takes over what was his inherits them before he has any of it ([`inherit`]).
+//! People read it, and this program. A line `user=<KEY> whole=<seconds> begun` is written before all that an
+//! owner has goes, and says up to when. One with `deleted=<seconds>` behind it ([`removal`]) is written under the
+//! lock of one deleted backup, when it goes now; `since=<seconds>` there is when that one began. A log of that
+//! owner without an entry that has nothing later, and did not begin before, is a copy of what was erased, and not
+//! taken for his backup by itself ([`wholes`]). `kept=<seconds>` says that it could not be removed;
+//! `back=<seconds>` takes back what was said of one that was deleted then: it is in use again.
+//!
+//! A line `user=<KEY> message=<GUID> ...` is written before a message goes; KEY is the owner, also of a deleted
+//! backup, so that it holds when that comes back. Who takes over what was his inherits them before he has any of
+//! it ([`inherit`]).
 
 use super::former::{self, Former};
 use crate::cyrus::guid::Guid;
